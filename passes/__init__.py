@@ -1,0 +1,1 @@
+"""Pure graph analyses, planners and rewrites, imported as ``snnfx.passes``."""

@@ -1,0 +1,1 @@
+"""Planners: they read the cost graph and know nothing of FX."""

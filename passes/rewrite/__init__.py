@@ -1,0 +1,1 @@
+"""Graph rewrites: the only modules that change a graph."""

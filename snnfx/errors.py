@@ -1,0 +1,31 @@
+"""Every error and warning that snnfx raises, with one base class each."""
+
+from __future__ import annotations
+
+
+class SnnfxError(Exception):
+    """Base class of all errors raised by snnfx."""
+
+
+class OptionError(SnnfxError, ValueError):
+    """A backend option, argument or environment variable has an unknown name or value."""
+
+
+class CaptureError(SnnfxError, RuntimeError):
+    """A model could not be captured as one joint forward-backward graph."""
+
+
+class PackError(SnnfxError, ValueError):
+    """A tensor, bit width or layout cannot be packed or unpacked."""
+
+
+class RuleError(SnnfxError, KeyError):
+    """An operator has no rule in a table that requires one, or two rules collide."""
+
+
+class RewriteError(SnnfxError, RuntimeError):
+    """A graph rewrite broke an invariant that the pipeline checks."""
+
+
+class SnnfxWarning(UserWarning):
+    """Base class of all warnings: something was left as it was, and the text says why."""
