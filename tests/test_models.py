@@ -1,0 +1,55 @@
+"""The small networks do what tests assume of them: they fire, and a step can be repeated."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from examples.models import build
+from tests.models import NETS, SPIKING, Workload, assert_fires, vgg_spikingjelly_small
+
+
+def gradients(workload: Workload) -> list[Tensor]:
+    torch.manual_seed(1)
+    workload.before_step()
+    workload.model.zero_grad()
+    workload.loss_fn(workload.model(*workload.inputs)).backward()
+    return [parameter.grad.clone() for parameter in workload.model.parameters()]
+
+
+@pytest.mark.parametrize("name", SPIKING)
+def test_every_neuron_fires(name: str) -> None:
+    workload = SPIKING[name]()
+    assert_fires(workload.model, *workload.inputs)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_step_can_be_repeated_and_every_parameter_learns(name: str) -> None:
+    workload = NETS[name]()
+    first, second = gradients(workload), gradients(workload)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    names = [name for name, _ in workload.model.named_parameters()]
+    assert not [n for n, grad in zip(names, first, strict=True) if not grad.abs().sum() > 0]
+
+
+def test_the_vgg_computes_the_same_in_spikingjelly_layers() -> None:
+    ours = build("vgg8", width=1 / 16, batch=2, steps=4, size=16)
+    theirs = vgg_spikingjelly_small()
+    values = [value.clone() for value in ours.model.state_dict().values()]
+    theirs.model.load_state_dict(dict(zip(theirs.model.state_dict(), values, strict=True)))
+    torch.testing.assert_close(gradients(ours), gradients(theirs), rtol=1e-4, atol=1e-6)
+
+
+def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(ValueError, match="no model named 'vgg9'; there are vgg8, "):
+        build("vgg9")
+
+
+def test_a_silent_network_is_noticed() -> None:
+    workload = SPIKING["vgg"]()
+    for module in workload.model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.zeros_(module.weight)
+    with pytest.raises(AssertionError, match="silent or always on"):
+        assert_fires(workload.model, *workload.inputs)
