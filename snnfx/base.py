@@ -195,9 +195,9 @@ class MemoryModule(nn.Module, StepModule):
 
         A state tensor that has the shape, dtype and device of its reset value is overwritten in
         place where that is safe, so that its storage stays the same; one that autograd tracks, or
-        that cannot be written to, is replaced. Everything else is replaced by a copy of the reset
-        value, without looking at what the state was: a compiled caller is then not specialised on
-        the state that it throws away.
+        that cannot be written to, is replaced. Everything else, and in compiled code everything,
+        is replaced by a copy of the reset value without looking at what the state was: the
+        compiled graph changes no input in place, and does not depend on a state thrown away.
         """
         for name in self._memories:
             reset_value = self._memories_rv[name]
@@ -207,11 +207,12 @@ class MemoryModule(nn.Module, StepModule):
                 self._memories[name] = _copied(reset_value)
 
     def _reset_tensor(self, name: str, reset_value: torch.Tensor) -> None:
-        current = self._memories[name]
-        if isinstance(current, torch.Tensor) and _can_overwrite(current, reset_value):
-            current.copy_(reset_value)
-        else:
-            self._memories[name] = _copied(reset_value)
+        if not torch.compiler.is_compiling():
+            current = self._memories[name]
+            if isinstance(current, torch.Tensor) and _can_overwrite(current, reset_value):
+                current.copy_(reset_value)
+                return
+        self._memories[name] = _copied(reset_value)
 
     def set_reset_value(self, name: str, value: Any) -> None:
         """Change what `reset` sets a state variable to.
