@@ -14,13 +14,36 @@ import copy
 import importlib.util
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import nn
 
 _BACKEND_LIBRARIES = {"torch": "torch", "cupy": "cupy", "triton": "triton", "lava": "lava"}
 _IMMUTABLE = (int, float, complex, bool, str, type(None))
+
+Number = TypeVar("Number", bound=float | None)
+
+
+class ConstantFloat(Generic[Number]):
+    """A float (or None) attribute that compiled code sees as a constant.
+
+    Dynamo turns a float attribute that may vary (``dynamic=True``, or one changed between calls)
+    into a graph input. A threshold is then no longer known in the graph, and an autograd.Function
+    that takes such an input twice fails to trace. A string is never an input, so the value is
+    kept as its `repr`, which is exact; changing it compiles once more.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._key = f"_{name}_text"
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Number:
+        text = instance.__dict__[self._key]
+        value: Any = None if text is None else float(text)
+        return value
+
+    def __set__(self, instance: Any, value: Number) -> None:
+        instance.__dict__[self._key] = None if value is None else repr(float(value))
 
 
 def check_backend_library(backend: str) -> None:

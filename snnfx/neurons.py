@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from snnfx.base import MemoryModule, StepModule
+from snnfx.base import ConstantFloat, MemoryModule, StepModule
 from snnfx.surrogates import (
     ATan,
     LeakyKReLU,
@@ -71,6 +71,8 @@ class _BaseNode(MemoryModule):
             those of the last call in step mode "m", of all calls since `reset` in "s".
     """
 
+    v_threshold = ConstantFloat[float]()
+    v_reset = ConstantFloat[float | None]()
     v: torch.Tensor | float
     v_seq: torch.Tensor | None
 
@@ -85,8 +87,8 @@ class _BaseNode(MemoryModule):
         store_v_seq: bool,
     ) -> None:
         super().__init__()
-        self.v_threshold = float(v_threshold)
-        self.v_reset = None if v_reset is None else float(v_reset)
+        self.v_threshold = v_threshold
+        self.v_reset = v_reset
         self.surrogate_function = Sigmoid() if surrogate_function is None else surrogate_function
         self.detach_reset = detach_reset
         self.step_mode = step_mode
@@ -98,7 +100,8 @@ class _BaseNode(MemoryModule):
     @property
     def _rest(self) -> float:
         """The potential that v starts from."""
-        return 0.0 if self.v_reset is None else self.v_reset
+        v_reset = self.v_reset
+        return 0.0 if v_reset is None else v_reset
 
     @abstractmethod
     def neuronal_charge(self, x: torch.Tensor, v: torch.Tensor, rate: Any) -> torch.Tensor:
@@ -117,11 +120,12 @@ class _BaseNode(MemoryModule):
         """The potential after firing, ``[N, *]``."""
         if self.detach_reset:
             spike = spike.detach()
-        if self.v_reset is None:
+        v_reset = self.v_reset
+        if v_reset is None:
             return h - spike * self.v_threshold
-        if self.v_reset == 0.0:
+        if v_reset == 0.0:
             return (1.0 - spike) * h
-        return spike * self.v_reset + (1.0 - spike) * h
+        return spike * v_reset + (1.0 - spike) * h
 
     def _step(
         self, x: torch.Tensor, v: torch.Tensor, rate: Any
@@ -267,6 +271,8 @@ class LIFNode(_BaseNode):
         NotImplementedError: `backend` is unknown.
     """
 
+    tau = ConstantFloat[float]()
+
     def __init__(
         self,
         tau: float = 2.0,
@@ -292,7 +298,8 @@ class LIFNode(_BaseNode):
         self.decay_input = decay_input
 
     def neuronal_charge(self, x: torch.Tensor, v: torch.Tensor, rate: Any) -> torch.Tensor:
-        leak = v - self._rest if self._rest else v
+        rest = self._rest
+        leak = v - rest if rest else v
         if self.decay_input:
             return v + (x - leak) / self.tau
         return v - leak / self.tau + x
@@ -355,7 +362,8 @@ class ParametricLIFNode(_BaseNode):
         return self.w.sigmoid()
 
     def neuronal_charge(self, x: torch.Tensor, v: torch.Tensor, rate: Any) -> torch.Tensor:
-        leak = v - self._rest if self._rest else v
+        rest = self._rest
+        leak = v - rest if rest else v
         if self.decay_input:
             return v + (x - leak) * rate
         return v - leak * rate + x
@@ -368,7 +376,7 @@ class ParametricLIFNode(_BaseNode):
 def _checked_tau(name: str, tau: float) -> float:
     if not tau > 1.0:
         raise ValueError(f"{name} must be more than 1 time step, got {tau}")
-    return float(tau)
+    return tau
 
 
 def reset_net(net: nn.Module) -> None:

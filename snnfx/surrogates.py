@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from snnfx.base import ConstantFloat
+
 
 def heaviside(x: torch.Tensor) -> torch.Tensor:
     """1 where ``x >= 0`` and 0 elsewhere (NaN too), in the dtype of `x`."""
@@ -117,6 +119,8 @@ class SurrogateFunction(nn.Module):
 class _AlphaSurrogate(SurrogateFunction):
     """A surrogate with one positive parameter alpha."""
 
+    alpha = ConstantFloat[float]()
+
     def __init__(self, alpha: float, spiking: bool) -> None:
         super().__init__(spiking)
         self.alpha = _positive("alpha", alpha)
@@ -184,10 +188,13 @@ class PiecewiseLeakyReLU(SurrogateFunction):
         spiking: see `SurrogateFunction`.
     """
 
+    w = ConstantFloat[float]()
+    c = ConstantFloat[float]()
+
     def __init__(self, w: float = 1.0, c: float = 0.01, spiking: bool = True) -> None:
         super().__init__(spiking)
         self.w = _positive("w", w)
-        self.c = float(c)
+        self.c = c
 
     def extra_repr(self) -> str:
         return f"w={self.w}, c={self.c}, spiking={self.spiking}"
@@ -226,10 +233,13 @@ class LeakyKReLU(SurrogateFunction):
         spiking: see `SurrogateFunction`.
     """
 
+    leak = ConstantFloat[float]()
+    k = ConstantFloat[float]()
+
     def __init__(self, leak: float = 0.0, k: float = 1.0, spiking: bool = True) -> None:
         super().__init__(spiking)
-        self.leak = float(leak)
-        self.k = float(k)
+        self.leak = leak
+        self.k = k
 
     def extra_repr(self) -> str:
         return f"leak={self.leak}, k={self.k}, spiking={self.spiking}"
@@ -244,4 +254,4 @@ class LeakyKReLU(SurrogateFunction):
 def _positive(name: str, value: float) -> float:
     if not value > 0:
         raise ValueError(f"{name} must be positive, got {value}")
-    return float(value)
+    return value
