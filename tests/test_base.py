@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
+import math
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -287,6 +290,24 @@ def test_copies_pickles_and_replicas_do_not_share_state() -> None:
 
 def test_repr_shows_the_step_mode() -> None:
     assert "step_mode=s" in repr(Counter())
+
+
+# ---------------------------------------------------------------- constants
+
+
+@given(value=st.floats() | st.none() | st.integers(-(2**53), 2**53))
+def test_a_constant_float_is_exact_and_survives_copies(value: float | None) -> None:
+    class Holder(nn.Module):
+        value = base.ConstantFloat[float | None]()
+
+    holder = Holder()
+    holder.value = value
+    for kept in (holder.value, copy.deepcopy(holder).value):
+        if value is None:
+            assert kept is None
+        else:
+            assert isinstance(kept, float)
+            assert kept == value or (math.isnan(kept) and math.isnan(value))
 
 
 # ---------------------------------------------------------------- tracing
