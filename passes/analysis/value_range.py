@@ -34,6 +34,9 @@ from types import MappingProxyType
 import torch
 from torch.fx import Graph, Node
 
+from snnfx.errors import PackError
+from snnfx.kernels.bitpack_reference import BIT_WIDTHS, check_grid
+
 # Imported for the rules that they register.
 from snnfx.passes.analysis import (
     value_range_rules_layout,  # noqa: F401  # pyright: ignore[reportUnusedImport]
@@ -54,10 +57,6 @@ from snnfx.passes.analysis.value_range_rules import (
     ValueRangeRule,
 )
 
-PACKED_BITS = (1, 2, 4, 8)
-"""Bits an element that a packed tensor may have."""
-
-
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """How a tensor is packed: element = ``(code + lo) * scale`` for an unsigned code of few bits.
@@ -77,18 +76,17 @@ class Encoding:
     @classmethod
     def of(cls, grid: Grid, dtype: torch.dtype) -> Encoding | None:
         """The encoding of the numbers of `grid` in `dtype`, or None if there is none."""
-        widths = [bits for bits in PACKED_BITS if bits >= grid.bits]
+        widths = [bits for bits in BIT_WIDTHS if bits >= grid.bits]
+        # Decoding multiplies the integer code + lo by the scale, both as numbers of the dtype.
+        factors = (grid, Grid.constant(grid.scale), Grid.of(1, grid.lo, grid.hi))
+        if not widths or not all(fits(factor, dtype) for factor in factors):
+            return None
         try:
             scale = float(grid.scale)
-        except OverflowError:
+            check_grid(dtype, widths[0], scale, grid.lo)
+        except (OverflowError, PackError):
             return None
-        # Decoding multiplies the integer code + lo by the scale, both as numbers of the dtype.
-        factors = (Grid.constant(grid.scale), Grid.of(1, grid.lo, grid.hi))
-        if not widths or scale != grid.scale or not fits(grid, dtype):
-            return None
-        if not all(fits(factor, dtype) for factor in factors):
-            return None
-        return cls(widths[0], scale, grid.lo)
+        return cls(widths[0], scale, grid.lo) if scale == grid.scale else None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
-from snnfx.passes.analysis.grid import FLOAT_FORMATS, INTEGER_DTYPES, Grid, fits, round_to
+from snnfx.passes.analysis.grid import FLOAT_FORMATS, Grid, round_to
 from snnfx.passes.analysis.value_range_rules import (
     BINARY_FACT,
     TOP,
@@ -171,5 +171,4 @@ def unpack_bits_range(call: Call) -> Fact:
     scale = call.arg("scale", 1.0)
     if bits is None or lo is None or not isinstance(scale, (int, float)) or scale <= 0:
         return TOP
-    grid = Grid.of(Fraction(scale), lo, lo + (1 << bits) - 1)
-    return Fact.on(grid) if fits(grid, call.dtype) or call.dtype in INTEGER_DTYPES else TOP
+    return Fact.on(Grid.of(Fraction(scale), lo, lo + (1 << bits) - 1))

@@ -35,6 +35,7 @@ class Program:
         self.fake = FakeTensorMode()
         self.plain, self.finite = False, False
         self.emitted: set[object] = set()
+        self.start: tuple[Node, ...] = ()
 
     def any(self, *options: Any) -> Any:
         return options[0] if self.plain else self.random.choice(options)
@@ -76,21 +77,36 @@ class Program:
             self._set(item, value[index])
         return node
 
+    def palette(self) -> None:
+        """Start with one tensor of each kind that rules tell apart."""
+        spike, unknown = self.spike(), self.float_input(SHAPE)
+        negative = self.call(aten.neg.default, spike)
+        self.call(aten.sub.Tensor, spike, self.spike())
+        self.call(aten.sub.Scalar, spike, 3)
+        self.call(aten.mul.Tensor, negative, 0.25)
+        self.call(aten.round.default, self.call(aten.clamp.default, unknown, -2, 5))
+        self.call(aten.clamp_min.default, unknown, 0)
+        self.call(aten.gt.Scalar, unknown, 0)
+        self.call(aten.full.default, list(SHAPE), 3, dtype=self.dtype)
+        self.start = tuple(self.values)
+
     def pick(self, suits: Callable[[torch.Tensor], bool], shape: tuple[int, ...] = SHAPE) -> Node:
-        if self.plain or self.random.random() < 0.1:
+        if self.plain:
             return self.spike(shape)
+        nodes = self.start if self.random.random() < 0.5 else list(self.values)[-12:]
         found = [
             node
-            for node, value in self.values.items()
-            if isinstance(value, torch.Tensor) and value.numel() < 3000 and suits(value)
+            for node in nodes
+            if isinstance(value := self.values[node], torch.Tensor)
+            and value.numel() < 3000
+            and suits(value)
         ]
-        return self.random.choice(found[-12:]) if found else self.spike(shape)
+        return self.random.choice(found) if found else self.spike(shape)
 
     def tensor(self) -> Node:
         return self.pick(lambda v: v.numel() > 0)
 
     def full(self) -> Node:
-        """A node of the usual shape."""
         return self.pick(lambda v: v.shape == SHAPE)
 
     def like(self, node: Node) -> Node:
@@ -142,7 +158,6 @@ VARIANTS: dict[object, Any] = {
     "prims::_low_memory_max_pool_with_offsets": prims._low_memory_max_pool_with_offsets.default,
     "snnfx::unpack_bits": snn.unpack_bits.default,
 }
-"""Ops that rules name by a string."""
 
 
 def _for(emitter: Emitter, *keys: object) -> None:
@@ -187,8 +202,8 @@ def _avg(dimensions: int) -> Emitter:
         kernel = b.any(2, 1, 3, 4)
         x = b.full() if dimensions > 1 else b.pick(lambda v: v.dim() == 3, (2, 4, 4))
         args = [x, [kernel] * dimensions, [b.any(2, 1, 3)], [b.any(0, kernel // 2)]]
-        args += [b.any(False, True), b.any(True, False)]
-        return _a(*args, *([b.any(None, None, 2, 3)] if dimensions > 1 else []))
+        override = [b.any(None, None, 2, 3)] if dimensions > 1 else []
+        return _a(*args, b.any(False, True), b.any(True, False), *override)
 
     return emit
 
