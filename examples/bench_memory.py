@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_methods import METHODS, Task, Worker, unavailable
-from models import REGISTRY
 from rich.console import Console
 from rich.table import Table
+
+from bench_methods import METHODS, Task, Worker, unavailable
+from models import REGISTRY
 
 console = Console(width=None if os.isatty(1) else 140)
 DEFAULT_MODELS = ("vgg8", "vgg8_spikingjelly", "sew_resnet18", "spikformer")
@@ -180,14 +181,22 @@ def main(argv: list[str] | None = None) -> None:
     for name in names:
         found = compare(name, arguments)
         results += found
-        build = _task(name, "eager", arguments).build
-        shape = ", ".join(f"{key} {value}" for key, value in build.items() if value is not None)
-        tables.append(table_of(found, f"{name}: {shape}, {arguments.threads} threads"))
+        tables.append(table_of(found, _title(name, arguments)))
         console.print(tables[-1])
         if arguments.json:
             arguments.json.write_text(json.dumps(_document(arguments, results), indent=2))
     if len(tables) > 1:
         console.print(*tables)
+
+
+def _title(model: str, arguments: argparse.Namespace) -> str:
+    chosen = _task(model, "eager", arguments).build
+    entry = REGISTRY[model]
+    size, steps = chosen["size"] or entry.size, chosen["steps"] or entry.steps
+    return (
+        f"{model}, width {chosen['width']:g}: T={steps}, N={chosen['batch']}, H=W={size}, "
+        f"{chosen['device']}, {arguments.threads} threads"
+    )
 
 
 def _document(arguments: argparse.Namespace, results: list[Result]) -> dict[str, Any]:

@@ -11,16 +11,18 @@ import importlib.util
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from measure import gradients_of, largest_relative_error, measure_memory, time_step
-from models import Workload, build
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from measure import gradients_of, largest_relative_error, measure_memory, time_step
+from models import Workload, build
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,18 @@ def _warm_up_compiler() -> None:
     torch.compiler.reset()
 
 
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the processes started inside."""
+    before = dict(os.environ)
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 class Worker:
     """A process that holds a `Session`.
 
@@ -207,14 +221,17 @@ class Worker:
     def __init__(self, task: Task) -> None:
         self.task = task
         self._folder = tempfile.TemporaryDirectory(prefix="snnfx-bench-")
-        # No compiled code from an earlier run, and none from another method's process.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = self._folder.name
-        os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
-        os.environ["OMP_NUM_THREADS"] = str(task.threads)
         context = multiprocessing.get_context("spawn")
         self._pipe, far_end = context.Pipe()
         self._process = context.Process(target=_serve, args=(far_end, task), daemon=True)
-        self._process.start()
+        # No compiled code from an earlier run, and none from another method's process.
+        settings = {
+            "TORCHINDUCTOR_CACHE_DIR": self._folder.name,
+            "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+            "OMP_NUM_THREADS": str(task.threads),
+        }
+        with _environment(settings):
+            self._process.start()
         far_end.close()
 
     def ask(self, command: str, *arguments: object) -> Any:

@@ -20,14 +20,15 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from measure import Memory, measure_memory, time_step
-from models import conv_layer, lif
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
+
+from measure import Memory, measure_memory, time_step
+from models import conv_layer, lif
 
 STEPS = 8
 CLASSES = 10

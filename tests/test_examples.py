@@ -1,0 +1,104 @@
+"""The benchmark measures what it says, and the demo trains on what it does not test on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.progress import Progress
+
+import bench_memory
+import train_digits
+from bench_methods import METHODS, Session, Task, Worker, unavailable
+
+from tests.sources import ROOT
+
+TINY = {"width": 1 / 16, "batch": 2, "steps": 4, "size": 16}
+EXACT = ["checkpoint", "spikingjelly"]
+
+
+@pytest.mark.parametrize("model", ["vgg8", "vgg8_spikingjelly"])
+@pytest.mark.parametrize("method", EXACT)
+def test_methods_without_a_compiler_give_the_same_gradients_in_less_memory(
+    model: str, method: str
+) -> None:
+    plain, other = (Session(Task(model, m, 1, 1, TINY)) for m in ("eager", method))
+    assert plain.start() == other.start() == 0
+    assert plain.error("float32") == other.error("float32") == other.error("float64") == 0
+    less, all_of_it = other.memory()["activation_bytes"], plain.memory()["activation_bytes"]
+    assert less < 0.8 * all_of_it
+
+
+def test_a_wrong_gradient_shows_in_the_error() -> None:
+    session = Session(Task("vgg8", "eager", 1, 1, TINY))
+    with torch.no_grad():
+        session.workload.model.readout.weight.mul_(1.01)
+    assert session.error("float32") > 1e-3
+
+
+def test_the_benchmark_prints_a_table_and_writes_its_figures(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    command = [sys.executable, "examples/bench_memory.py", "--width", "0.0625", "--size", "16"]
+    command += ["--time-steps", "4", "--batch", "2", "--steps", "3", "--threads", "1"]
+    command += ["--methods", "eager", "checkpoint", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "torch.utils.checkpoint per layer" in done.stdout
+    eager, checkpoint = json.loads(file.read_text())["results"]
+    assert len(eager["step_ms"]) == len(checkpoint["step_ms"]) == 3
+    assert checkpoint["memory"]["activation_bytes"] < eager["memory"]["activation_bytes"]
+
+
+def test_a_method_that_fails_is_a_row_with_its_reason() -> None:
+    failed = bench_memory.Result("vgg8", "inductor", note="inductor failed at 'start'")
+    table = bench_memory.table_of([failed], "vgg8")
+    assert table.row_count == 1
+    assert table.caption == "n/a: torch.compile: inductor failed at 'start'"
+
+
+def test_a_worker_that_dies_is_reported_with_the_command() -> None:
+    worker = Worker(Task("vgg8", "eager", 1, 1, TINY))
+    try:
+        with pytest.raises(RuntimeError, match="eager failed at 'no_such_command'"):
+            worker.ask("no_such_command")
+    finally:
+        worker.close()
+
+
+def test_a_method_whose_package_is_missing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    tasks = [Task("vgg8", "spikingjelly", 1, 1), Task("vgg8_spikingjelly", "eager", 1, 1)]
+    assert [unavailable(task) for task in tasks] == ["spikingjelly is not installed"] * 2
+    assert unavailable(Task("vgg8", "eager", 1, 1)) is None
+    assert set(METHODS) > {"eager", "inductor", "checkpoint", "spikingjelly", "snnmem"}
+
+
+def test_digits_are_split_without_overlap_and_batches_repeat() -> None:
+    digits = train_digits.load(0)
+    train, test = ({x.numpy().tobytes() for x in part} for part in (digits.train_x, digits.test_x))
+    assert len(digits.test_x) == 450
+    assert not train & test
+    assert sorted(set(digits.train_y.tolist())) == list(range(10))
+    first, again = (train_digits.batches(100, 32, 3, 0) for _ in range(2))
+    assert [len(part) for part in first] == [32, 32, 32]
+    assert torch.equal(torch.cat(first), torch.cat(again))
+    assert len(torch.cat(first).unique()) == 96
+
+
+def test_the_demo_trains_alike_from_one_seed_and_learns() -> None:
+    arguments = train_digits.parse(["--epochs", "6", "--batch", "64"])
+    digits = train_digits.load(0)
+    digits.train_x, digits.train_y = digits.train_x[:256], digits.train_y[:256]
+    digits.test_x, digits.test_y = digits.test_x[:10], digits.test_y[:10]
+    with Progress(disable=True) as bar:
+        first, second = (
+            train_digits.train("run", lambda model: model, digits, arguments, bar) for _ in range(2)
+        )
+    assert first.losses == second.losses
+    assert first.losses[-1] < 0.8 * first.losses[0]
+    assert first.memory is not None
+    assert first.memory.activation_bytes > first.memory.gradient_bytes
