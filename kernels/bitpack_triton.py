@@ -38,11 +38,11 @@ BLOCK_BYTES = 512
 
 @triton.jit
 def pack_kernel(
-    x_ptr: Any,
-    out_ptr: Any,
-    steps: Any,
-    width: Any,
-    count: Any,
+    x_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    steps: tl.tensor,
+    width: tl.tensor,
+    count: tl.tensor,
     BITS: tl.constexpr,
     SCALE: tl.constexpr,
     INT_SCALE: tl.constexpr,
@@ -78,11 +78,11 @@ def pack_kernel(
 
 @triton.jit
 def unpack_kernel(
-    packed_ptr: Any,
-    out_ptr: Any,
-    steps: Any,
-    width: Any,
-    count: Any,
+    packed_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    steps: tl.tensor,
+    width: tl.tensor,
+    count: tl.tensor,
     BITS: tl.constexpr,
     SCALE: tl.constexpr,
     INT_SCALE: tl.constexpr,
@@ -112,7 +112,8 @@ def unpack_kernel(
         if MODE == "narrowed":
             value = value.to(tl.float32)
     target = out_ptr + step * width + (byte % width)[:, None]
-    tl.store(target, value.to(out_ptr.dtype.element_ty), mask=mask)
+    element = out_ptr.dtype.element_ty  # pyright: ignore[reportAttributeAccessIssue]
+    tl.store(target, value.to(element), mask=mask)
 
 
 def pack_mode(dtype: torch.dtype, bits: int, lo: int) -> str:
@@ -163,7 +164,7 @@ def _launch(
     guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with guard:
         kernel[(triton.cdiv(sizes[2], BLOCK_BYTES),)](
-            _as_storage(source), _as_storage(target), *sizes, **options
+            _as_storage(source), _as_storage(target), *sizes, **options, enable_fp_fusion=False
         )
 
 

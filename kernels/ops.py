@@ -147,3 +147,8 @@ if HAS_TRITON:
         from snnfx.kernels.bitpack_triton import unpack_bits_triton
 
         return unpack_bits_triton(packed, shape, dtype, bits, layout, scale, lo)
+
+
+PACK_OP = torch.ops.snnfx.pack_bits.default
+UNPACK_OP = torch.ops.snnfx.unpack_bits.default
+"""What a graph node that packs or unpacks has as its target."""

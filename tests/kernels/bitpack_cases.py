@@ -50,5 +50,5 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Same shape, dtype and bytes: stricter than equality, which lets -0.0 pass for 0.0."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    flat_a, flat_b = a.contiguous().reshape(-1), b.contiguous().reshape(-1)
+    flat_a, flat_b = a.reshape(-1).repeat(1), b.reshape(-1).repeat(1)
     return torch.equal(flat_a.view(torch.uint8), flat_b.view(torch.uint8))
