@@ -1,0 +1,141 @@
+"""Which kept values are packed together, and how.
+
+The T spike tensors of a neuron are T values of the graph, stacked in time for the next layer. They
+are packed as that one stack, along time: bit t of a byte is step t, so a fused region reads or
+writes its byte once. A kept value that is no part of such a stack is packed by itself, flat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from snnfx.passes.analysis.opkinds import packet
+from snnfx.passes.analysis.value_range import Encoding, ValueRanges
+from snnfx.passes.fxgraph import has_static_shape, node_bytes, tensor_value
+
+aten = torch.ops.aten
+CASTS = frozenset({aten._to_copy, torch.ops.prims.convert_element_type})
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Values that share one packed tensor.
+
+    Attributes:
+        source: the value that is packed: a stack along dim 0, or a single value.
+        members: the kept values; member t is step t of the source, or the source itself.
+        encoding: of the source.
+        layout: ``"time"`` or ``"flat"``.
+        order: the source's dimensions from the largest stride to the smallest; it is packed in
+            this order, and comes back with the strides that it had.
+    """
+
+    source: Node
+    members: tuple[Node, ...]
+    encoding: Encoding
+    layout: str
+    order: tuple[int, ...]
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed tensor."""
+        value = tensor_value(self.source)
+        assert value is not None
+        per_byte = 8 // self.encoding.bits
+        elements = node_bytes(self.source) // value.element_size()
+        if self.layout == "flat":
+            return -(-elements // per_byte)
+        steps = int(value.shape[0])
+        return -(-steps // per_byte) * (elements // steps)
+
+
+def find_packs(kept: Iterable[Node], ranges: ValueRanges) -> tuple[Pack, ...]:
+    """Group the kept values whose encoding is proven, each into one pack at most."""
+    remaining = {node: None for node in kept if ranges.encoding(node, strict=True) is not None}
+    packs: list[Pack] = []
+    for node in list(remaining):
+        pack = _stack_of(node, remaining, ranges) if node in remaining else None
+        if pack is not None:
+            packs.append(pack)
+            for member in pack.members:
+                remaining.pop(member, None)
+    singles = (_single(node, ranges) for node in remaining)
+    packs.extend(pack for pack in singles if pack is not None)
+    return tuple(pack for pack in packs if _is_worth_it(pack))
+
+
+def _is_worth_it(pack: Pack) -> bool:
+    return pack.packed_bytes < sum(node_bytes(member) for member in pack.members)
+
+
+def _single(node: Node, ranges: ValueRanges) -> Pack | None:
+    encoding = ranges.encoding(node, strict=True)
+    order = _dense_order(node)
+    if encoding is None or order is None or not has_static_shape(node):
+        return None
+    return Pack(node, (node,), encoding, "flat", order)
+
+
+def _stack_of(node: Node, kept: dict[Node, None], ranges: ValueRanges) -> Pack | None:
+    """The pack of the stack that `node` is one step of, if all its steps are kept."""
+    for value in (node, *(user for user in node.users if packet(user) in CASTS)):
+        for stack in value.users:
+            if packet(stack) is aten.stack and _stack_dim(stack) == 0:
+                pack = _pack_of_stack(stack, kept, ranges)
+                if pack is not None:
+                    return pack
+    return None
+
+
+def _stack_dim(stack: Node) -> object:
+    dim = stack.args[1] if len(stack.args) > 1 else stack.kwargs.get("dim", 0)
+    value = tensor_value(stack)
+    return dim % value.dim() if isinstance(dim, int) and value is not None else dim
+
+
+def _pack_of_stack(stack: Node, kept: dict[Node, None], ranges: ValueRanges) -> Pack | None:
+    steps = stack.args[0]
+    assert isinstance(steps, (list, tuple))
+    members = tuple(_uncast(step, kept) for step in steps if isinstance(step, Node))
+    encoding = ranges.encoding(stack, strict=True)
+    order = _dense_order(stack)
+    distinct = len(set(members)) == len(members)
+    if encoding is None or order is None or order[0] != 0 or not distinct:
+        return None
+    if not all(m in kept and _is_step_of(m, stack, ranges) for m in members):
+        return None
+    return Pack(stack, members, encoding, "time", order)
+
+
+def _uncast(node: Node, kept: dict[Node, None]) -> Node:
+    """The kept value that `node` is a conversion of; itself if it is none."""
+    while node not in kept and packet(node) in CASTS:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _is_step_of(member: Node, stack: Node, ranges: ValueRanges) -> bool:
+    """Whether a slice of the unpacked stack is the member: same numbers, same strides."""
+    own, whole = tensor_value(member), tensor_value(stack)
+    grid, stacked = ranges.grid(member), ranges.grid(stack)
+    assert own is not None
+    assert whole is not None
+    if grid is None or stacked is None or grid.scale != stacked.scale:
+        return False
+    return own.shape == whole.shape[1:] and own.stride() == whole.stride()[1:]
+
+
+def _dense_order(node: Node) -> tuple[int, ...] | None:
+    """The dimensions by falling stride, if the tensor fills its memory without gaps."""
+    value = tensor_value(node)
+    assert value is not None
+    if value.is_contiguous():
+        return tuple(range(value.dim()))
+    if not has_static_shape(node):
+        return None
+    order = sorted(range(value.dim()), key=lambda d: (-value.stride(d), -value.shape[d]))
+    return tuple(order) if value.permute(order).is_contiguous() else None

@@ -1,0 +1,171 @@
+"""Typed access to FX nodes: the values of fake tensors, bytes, roles, and the ends of a graph.
+
+The only module that knows the keys of ``node.meta``.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+VALUE_KEY = "val"
+
+
+@dataclass(frozen=True)
+class JointRoles:
+    """What the ends of a joint graph stand for, decided once at capture.
+
+    Attributes:
+        primals: placeholders of the forward: parameters, buffers, inputs.
+        tangents: placeholders of the backward: gradients of the outputs.
+        forward_outputs: values that the forward returns, mutated inputs first.
+        backward_outputs: gradients; None where an input has none.
+        mutated: primals that hold another value after the forward.
+    """
+
+    primals: tuple[Node, ...]
+    tangents: tuple[Node, ...]
+    forward_outputs: tuple[Node | None, ...]
+    backward_outputs: tuple[Node | None, ...]
+    mutated: frozenset[Node]
+
+
+def output_args(graph: Graph) -> tuple[Any, ...]:
+    """The flat results of a graph."""
+    result = graph.output_node().args[0]
+    return tuple(result) if isinstance(result, (list, tuple)) else (result,)
+
+
+def node_value(node: Node) -> Any:
+    """What the node computes, with fake tensors in the place of real ones; None if unknown."""
+    return node.meta.get(VALUE_KEY)
+
+
+def tensor_value(node: Node) -> Tensor | None:
+    """The fake tensor that the node computes; None if it computes something else."""
+    value = node_value(node)
+    return value if isinstance(value, Tensor) else None
+
+
+def has_static_shape(node: Node) -> bool:
+    """Whether the node computes one tensor whose sizes are all known numbers."""
+    value = tensor_value(node)
+    return value is not None and all(isinstance(size, int) for size in value.shape)
+
+
+def size_hint(size: Any) -> int:
+    """A number for a size: itself, or what a symbolic size was when the graph was traced."""
+    if isinstance(size, int):
+        return size
+    hint = size.node.hint
+    return int(hint) if hint is not None else 1
+
+
+def numel(value: Tensor) -> int:
+    """The number of elements; symbolic sizes count as they were when the graph was traced."""
+    count = 1
+    for size in value.shape:
+        count *= size_hint(size)
+    return count
+
+
+def tensor_bytes(value: Tensor) -> int:
+    """Bytes of a dense tensor of this shape and dtype."""
+    return numel(value) * value.element_size()
+
+
+def node_bytes(node: Node) -> int:
+    """Bytes of the tensors that the node computes; 0 for numbers and shapes."""
+    value = node_value(node)
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return sum(tensor_bytes(item) for item in values if isinstance(item, Tensor))
+
+
+def set_value(node: Node, value: Any) -> None:
+    """Record what a new node computes."""
+    node.meta[VALUE_KEY] = value
+
+
+def dependents(graph: Graph, roots: Iterable[Node]) -> frozenset[Node]:
+    """The nodes that depend on one of `roots`, the roots included."""
+    reached = set(roots)
+    for node in graph.nodes:
+        if any(source in reached for source in node.all_input_nodes):
+            reached.add(node)
+    return frozenset(reached)
+
+
+def ancestors(roots: Iterable[Node], stop: frozenset[Node] = frozenset()) -> frozenset[Node]:
+    """The nodes that `roots` depend on, the roots included, not looking beyond `stop`."""
+    reached: set[Node] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node not in reached:
+            reached.add(node)
+            if node not in stop:
+                stack.extend(node.all_input_nodes)
+    return frozenset(reached)
+
+
+def is_getitem(node: Node) -> bool:
+    """Whether the node picks one of several results of another node."""
+    return node.op == "call_function" and node.target is operator.getitem
+
+
+def producer(node: Node) -> Node:
+    """The node whose operator computed this value: past getitems."""
+    while is_getitem(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def schema_of(node: Node) -> Any:
+    """The schema of the operator that the node calls, or None."""
+    target = node.target
+    return target._schema if isinstance(target, torch._ops.OpOverload) else None
+
+
+def is_view(node: Node) -> bool:
+    """Whether the result shares the storage of an input (by the operator's schema)."""
+    if is_getitem(node):
+        return is_view(node.all_input_nodes[0])
+    schema = schema_of(node)
+    if schema is None:
+        return False
+    returns = [r.alias_info for r in schema.returns]
+    return any(info is not None and not info.is_write for info in returns)
+
+
+def call_nodes(graph: Graph) -> Iterator[Node]:
+    """The nodes that compute something."""
+    return (node for node in graph.nodes if node.op == "call_function")
+
+
+def find_roles(
+    module: GraphModule, num_primals: int, num_forward_outputs: int, mutated: Iterable[int]
+) -> JointRoles:
+    """The roles of a joint graph, from counts that the tracer gives.
+
+    Args:
+        module: placeholders are primals, then tangents; outputs are forward, then backward ones.
+        num_primals: how many placeholders belong to the forward.
+        num_forward_outputs: how many results belong to the forward.
+        mutated: the positions of primals that the forward changes.
+    """
+    placeholders = module.graph.find_nodes(op="placeholder")
+    outputs = output_args(module.graph)
+    primals = tuple(placeholders[:num_primals])
+    return JointRoles(
+        primals,
+        tuple(placeholders[num_primals:]),
+        outputs[:num_forward_outputs],
+        outputs[num_forward_outputs:],
+        frozenset(primals[i] for i in mutated),
+    )

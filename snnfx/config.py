@@ -1,0 +1,153 @@
+"""Backend options and environment variables, each in one place.
+
+| variable | values | meaning |
+|---|---|---|
+| ``SNNFX_CHECK`` | 0, 1, 2 | 1 lints graphs after every pass; 2 (the tests) propagates shapes again |
+| ``SNNFX_DUMP`` | a folder | write the graphs before and after each pass there |
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from snnfx.errors import OptionError
+
+Lowering = Literal["inductor", "eager"]
+Preference = Literal["speed", "balanced", "memory"]
+MAX_LEVEL = 4
+
+_UNITS = {"": 1, "B": 1}
+_UNITS |= {f"{p}B": 1000**i for i, p in enumerate("KMGT", start=1)}
+_UNITS |= {f"{p}iB": 1024**i for i, p in enumerate("KMGT", start=1)}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``torch.compile(model, backend="snnmem", options={...})`` takes.
+
+    Attributes:
+        level: 0 leaves the graph as it is; 1 checkpoints every layer from its packed input; 2 to 4
+            are accepted and run what exists.
+        memory_budget: bytes, a string such as ``"16GiB"``, or None for no limit.
+        prefer: which of several plans of one level to take.
+        compress: whether checkpoints are packed where that is proven lossless.
+        lowering: ``"inductor"`` compiles the fused regions, ``"eager"`` runs every op by itself,
+            with the bits of the plain model.
+        verbose: print the summary of each plan.
+        plan_callback: called with each `MemoryPlan` that is applied.
+    """
+
+    level: int = MAX_LEVEL
+    memory_budget: int | None = None
+    prefer: Preference = "balanced"
+    compress: bool = True
+    lowering: Lowering = "inductor"
+    verbose: bool = False
+    plan_callback: Callable[[Any], None] | None = None
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any] | None) -> Options:
+        """Check the options of a user.
+
+        Raises:
+            OptionError: an unknown name or value; the text lists what is allowed.
+        """
+        given = dict(given or {})
+        allowed = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in allowed:
+                near = difflib.get_close_matches(name, allowed, 1)
+                hint = f" Did you mean '{near[0]}'?" if near else ""
+                raise OptionError(
+                    f"unknown option '{name}' of backend 'snnmem'; allowed: "
+                    f"{', '.join(allowed)}.{hint}"
+                )
+        return cls(**{name: _CHECKS[name](name, value) for name, value in given.items()})
+
+
+def parse_bytes(value: int | str) -> int:
+    """A number of bytes from an integer or a text such as ``"16GiB"`` or ``"1.5 GB"``.
+
+    Raises:
+        OptionError: not a positive number with one of the known units.
+    """
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    elif match and match[2] in _UNITS:
+        size = int(float(match[1]) * _UNITS[match[2]])
+    else:
+        size = 0
+    if size <= 0:
+        raise OptionError(
+            f"memory_budget={value!r} is not an amount of memory; give bytes as a positive "
+            f"integer, or a text with one of the units {', '.join(u for u in _UNITS if u)}, "
+            "such as '16GiB'"
+        )
+    return size
+
+
+def check_level() -> int:
+    """How much the pipeline checks its own graphs: ``SNNFX_CHECK``, 0 by default.
+
+    Raises:
+        OptionError: the variable holds something else than 0, 1 or 2.
+    """
+    value = os.environ.get("SNNFX_CHECK", "0")
+    if value not in ("0", "1", "2"):
+        raise OptionError(f"SNNFX_CHECK={value!r}; allowed: 0, 1, 2")
+    return int(value)
+
+
+def dump_folder() -> str | None:
+    """Where graphs are written: ``SNNFX_DUMP``, None if unset."""
+    return os.environ.get("SNNFX_DUMP") or None
+
+
+def _level(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_LEVEL:
+        raise OptionError(f"{name}={value!r}; allowed: an integer from 0 to {MAX_LEVEL}")
+    return value
+
+
+def _bool(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"{name}={value!r}; allowed: True, False")
+    return value
+
+
+def _one_of(allowed: tuple[str, ...]) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        if value not in allowed:
+            raise OptionError(f"{name}={value!r}; allowed: {', '.join(map(repr, allowed))}")
+        return value
+
+    return check
+
+
+def _budget(name: str, value: Any) -> int | None:
+    del name
+    return None if value is None else parse_bytes(value)
+
+
+def _callback(name: str, value: Any) -> Callable[[Any], None] | None:
+    if value is not None and not callable(value):
+        raise OptionError(f"{name}={value!r}; allowed: None, or a function of one MemoryPlan")
+    return value
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "level": _level,
+    "memory_budget": _budget,
+    "prefer": _one_of(get_args(Preference)),
+    "compress": _bool,
+    "lowering": _one_of(get_args(Lowering)),
+    "verbose": _bool,
+    "plan_callback": _callback,
+}
