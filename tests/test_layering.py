@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "snnfx.kernels": BASE,
     "snnfx.passes.analysis": (*GRAPH, "snnfx.kernels"),
     "snnfx.passes.cost": (*GRAPH, "snnfx.kernels", "snnfx.passes.analysis"),
-    "snnfx.passes.plan": (*BASE, "snnfx.passes.cost"),
+    "snnfx.passes.plan": (*BASE, "snnfx.passes.analysis", "snnfx.passes.cost"),
     "snnfx.passes.rewrite": (*GRAPH, "snnfx.kernels", *PASSES),
     "snnfx.passes": (),
     "snnfx.capture": BUILD,
