@@ -19,6 +19,10 @@ class PackError(SnnfxError, ValueError):
     """A tensor, bit width or layout cannot be packed or unpacked."""
 
 
+class KernelError(SnnfxError, RuntimeError):
+    """A kernel cannot be generated, compiled or called as asked."""
+
+
 class RuleError(SnnfxError, KeyError):
     """An operator has no rule in a table that requires one, or two rules collide."""
 
