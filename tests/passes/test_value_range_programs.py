@@ -35,7 +35,7 @@ class Program:
         self.fake = FakeTensorMode()
         self.plain, self.finite = False, False
         self.emitted: set[object] = set()
-        self.start: tuple[Node, ...] = ()
+        self.kinds, self.wanted = list[Node](), list[Node]()
 
     def any(self, *options: Any) -> Any:
         return options[0] if self.plain else self.random.choice(options)
@@ -81,26 +81,27 @@ class Program:
         """Start with one tensor of each kind that rules tell apart."""
         spike, unknown = self.spike(), self.float_input(SHAPE)
         negative = self.call(aten.neg.default, spike)
-        self.call(aten.sub.Tensor, spike, self.spike())
-        self.call(aten.sub.Scalar, spike, 3)
-        self.call(aten.mul.Tensor, negative, 0.25)
-        self.call(aten.round.default, self.call(aten.clamp.default, unknown, -2, 5))
-        self.call(aten.clamp_min.default, unknown, 0)
-        self.call(aten.gt.Scalar, unknown, 0)
-        self.call(aten.full.default, list(SHAPE), 3, dtype=self.dtype)
-        self.start = tuple(self.values)
+        kinds = [
+            *(spike, unknown, negative),
+            self.call(aten.sub.Tensor, spike, self.spike()),
+            self.call(aten.sub.Scalar, spike, 3),
+            self.call(aten.mul.Tensor, negative, 0.25),
+            self.call(aten.round.default, self.call(aten.clamp.default, unknown, -2, 5)),
+            self.call(aten.clamp_min.default, unknown, 0),
+            self.call(aten.gt.Scalar, unknown, 0),
+            self.call(aten.full.default, list(SHAPE), 3, dtype=self.dtype),
+            self.call(aten.mul.Tensor, spike, 300),
+        ]
+        self.kinds = [kind for kind in kinds if kind is not None]
 
     def pick(self, suits: Callable[[torch.Tensor], bool], shape: tuple[int, ...] = SHAPE) -> Node:
         if self.plain:
             return self.spike(shape)
-        nodes = self.start if self.random.random() < 0.5 else list(self.values)[-12:]
-        found = [
-            node
-            for node in nodes
-            if isinstance(value := self.values[node], torch.Tensor)
-            and value.numel() < 3000
-            and suits(value)
-        ]
+        if self.wanted and suits(self.values[self.wanted[0]]):
+            return self.wanted.pop(0)
+        nodes = self.kinds if self.random.random() < 0.5 else list(self.values)[-12:]
+        tensors = [node for node in nodes if isinstance(self.values[node], torch.Tensor)]
+        found = [n for n in tensors if self.values[n].numel() < 3000 and suits(self.values[n])]
         return self.random.choice(found) if found else self.spike(shape)
 
     def tensor(self) -> Node:

@@ -115,7 +115,19 @@ def test_each_rule_claims_something_true_of_spikes(key: object) -> None:
         assert all(claimed) if key not in UNKNOWN_BY_DESIGN else not any(claimed)
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.parametrize("key", EMITTERS, ids=str)
+def test_each_rule_holds_for_every_kind_of_input(key: object) -> None:
+    source = random.Random(str(key))
+    program = Program(source, source.choice(FLOATS))
+    program.palette()
+    for index, kind in enumerate(program.kinds):
+        for other in (kind, program.kinds[index - 1], source.choice(program.kinds)):
+            program.wanted = [kind, other]
+            program.emit(key)
+    assert check(program) > 0
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(
     source=st.randoms(use_true_random=False),
     dtype=st.sampled_from(FLOATS),
