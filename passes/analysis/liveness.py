@@ -1,0 +1,128 @@
+"""Which storages are alive when, and the peak of their bytes, for a graph run in its own order.
+
+A storage is allocated by the node whose operator creates it and released after the last use of the
+tensor and of all its views (as boxed generated code does). Views are told by operator schemas, so
+each storage counts once. What is not seen: workspace inside operators, and the allocator's
+rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from snnfx.passes.fxgraph import (
+    is_getitem,
+    is_view,
+    node_bytes,
+    node_value,
+    output_args,
+    tensor_bytes,
+)
+
+
+@dataclass(frozen=True)
+class Liveness:
+    """Bytes alive over one graph.
+
+    Attributes:
+        names: the nodes in the order in which they run.
+        timeline_bytes: bytes alive while each node runs, what it allocates included.
+        end_bytes: bytes alive after the last node: results, and inputs that nobody releases.
+    """
+
+    names: tuple[str, ...]
+    timeline_bytes: tuple[int, ...]
+    end_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest number of bytes alive at once."""
+        return max((*self.timeline_bytes, self.end_bytes))
+
+    @property
+    def peak_node(self) -> str | None:
+        """The node during which the peak is reached."""
+        if not self.timeline_bytes:
+            return None
+        return self.names[self.timeline_bytes.index(max(self.timeline_bytes))]
+
+
+def storage_roots(graph: Graph) -> dict[Node, tuple[Node, ...]]:
+    """For each node, the nodes that allocated the storages that its value may lie in."""
+    roots: dict[Node, tuple[Node, ...]] = {}
+    for node in graph.nodes:
+        if node.op == "output":
+            continue
+        if is_getitem(node) and not is_view(node):
+            roots[node] = (node,)
+        elif is_view(node):
+            found = (root for source in node.all_input_nodes for root in roots.get(source, ()))
+            roots[node] = tuple(dict.fromkeys(found))
+        else:
+            roots[node] = (node,)
+    return roots
+
+
+def analyse_liveness(
+    graph: Graph, owned: Mapping[Node, int] | None = None, held: Iterable[Node] = ()
+) -> Liveness:
+    """Walk the graph in its order and count what is alive.
+
+    Args:
+        graph: nodes with fake tensors.
+        owned: placeholders that are released after their last use, with their bytes; every other
+            placeholder belongs to the caller and counts nothing.
+        held: nodes whose storage is never released, besides the graph's results.
+    """
+    owned = dict(owned or {})
+    roots = storage_roots(graph)
+    sizes = {n: owned.get(n, 0) if n.op == "placeholder" else _own_bytes(n) for n in roots}
+    last = _last_uses(graph, roots, held)
+    alive = sum(owned.values())
+    names: list[str] = []
+    timeline: list[int] = []
+    for node in graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        alive += sizes[node] if node in roots[node] else 0
+        names.append(node.name)
+        timeline.append(alive + _result_bytes(node))
+        alive -= sum(sizes[root] for root in last.get(node, ()))
+    return Liveness(tuple(names), tuple(timeline), alive)
+
+
+def _own_bytes(node: Node) -> int:
+    """Bytes that the node keeps; several results are kept by their getitems."""
+    value = node_value(node)
+    return tensor_bytes(value) if isinstance(value, Tensor) else 0
+
+
+def _result_bytes(node: Node) -> int:
+    """Bytes of several results, all of which exist while their operator runs."""
+    return 0 if isinstance(node_value(node), Tensor) or is_view(node) else node_bytes(node)
+
+
+def _last_uses(
+    graph: Graph, roots: Mapping[Node, tuple[Node, ...]], held: Iterable[Node]
+) -> dict[Node, list[Node]]:
+    """For each node, the storages that are released after it."""
+    final = {arg for arg in output_args(graph) if isinstance(arg, Node)}
+    kept = {root for node in (*final, *held) for root in roots.get(node, ())}
+    last: dict[Node, Node] = {}
+    for node in graph.nodes:
+        if node.op == "output":
+            continue
+        for root in roots[node]:
+            last[root] = node
+        for source in node.all_input_nodes:
+            for root in roots[source]:
+                last[root] = node
+    uses: dict[Node, list[Node]] = {}
+    for root, node in last.items():
+        if root not in kept:
+            uses.setdefault(node, []).append(root)
+    return uses

@@ -1,0 +1,156 @@
+"""`MemoryPlan`: what was decided for one graph, and what it is predicted to cost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Storage = Literal["kept", "packed", "dropped"]
+
+
+@dataclass(frozen=True)
+class SavedTensor:
+    """What becomes of one value of the forward that the backward needs.
+
+    Attributes:
+        name: of the value in the joint graph.
+        storage: kept as it is, packed, or dropped and computed again.
+        bits: bits an element if packed.
+        original_bytes: of the value.
+        stored_bytes: of what is kept for it from forward to backward.
+        reason: why, in words.
+    """
+
+    name: str
+    storage: Storage
+    bits: int | None
+    original_bytes: int
+    stored_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The work between one weight and the next, computed again as one piece.
+
+    Attributes:
+        name: of the weight's result.
+        inputs: the kept values that it is computed from.
+        values: how many values are computed again.
+        flops: of computing them again.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    values: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Predicted activation bytes at each point of a schedule: one forward, then one backward.
+
+    Parameters, gradients of parameters and inputs of the model are not counted.
+    """
+
+    forward: tuple[int, ...] = ()
+    backward: tuple[int, ...] = ()
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest point of both halves."""
+        return max((*self.forward, *self.backward), default=0)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The plan that was applied to one graph.
+
+    Attributes:
+        level: the level that was asked for.
+        applied: False if the graph was left as it is; `notes` says why.
+        lowering: how the graph runs.
+        segments: the checkpointed segments, in forward order.
+        saved: every value of the forward that the backward needs.
+        predicted: the timeline under this plan.
+        baseline: the timeline of the graph without it.
+        extra_flops: predicted work of computing again (a multiply-add counts 2).
+        baseline_flops: predicted work of the graph without the plan.
+        notes: what the user should know.
+    """
+
+    level: int
+    applied: bool
+    lowering: str
+    segments: tuple[Segment, ...] = ()
+    saved: tuple[SavedTensor, ...] = ()
+    predicted: Timeline = field(default_factory=Timeline)
+    baseline: Timeline = field(default_factory=Timeline)
+    extra_flops: int = 0
+    baseline_flops: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def predicted_peak_bytes(self) -> int:
+        """Predicted peak of activation memory under the plan."""
+        return self.predicted.peak_bytes
+
+    @property
+    def baseline_peak_bytes(self) -> int:
+        """Predicted peak of activation memory without the plan."""
+        return self.baseline.peak_bytes
+
+    @property
+    def packed(self) -> tuple[SavedTensor, ...]:
+        """The values that are kept packed."""
+        return tuple(s for s in self.saved if s.storage == "packed")
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        mib = 1024.0 * 1024.0
+        if not self.applied:
+            return "\n".join(("snnmem: graph left as it is", *(f"  {n}" for n in self.notes)))
+        extra = 100.0 * self.extra_flops / max(1, self.baseline_flops)
+        stored = sum(s.stored_bytes for s in self.saved)
+        original = sum(s.original_bytes for s in self.saved)
+        lines = [
+            f"snnmem level {self.level}, {self.lowering} lowering: predicted activation peak "
+            f"{self.baseline_peak_bytes / mib:.1f} MiB -> {self.predicted_peak_bytes / mib:.1f} MiB",
+            f"  {len(self.segments)} segments; {len(self.packed)} values packed, "
+            f"{sum(s.storage == 'kept' for s in self.saved)} kept, "
+            f"{sum(s.storage == 'dropped' for s in self.saved)} computed again",
+            f"  from forward to backward: {original / mib:.1f} MiB -> {stored / mib:.1f} MiB; "
+            f"recomputation +{extra:.1f}% FLOPs",
+        ]
+        return "\n".join((*lines, *(f"  note: {n}" for n in self.notes)))
+
+    def to_json(self) -> str:
+        """All fields, and the two peaks, as JSON."""
+        data: dict[str, Any] = asdict(self)
+        data["predicted_peak_bytes"] = self.predicted_peak_bytes
+        data["baseline_peak_bytes"] = self.baseline_peak_bytes
+        return json.dumps(data, indent=2)
+
+    def plot(self, path: str) -> None:
+        """Draw both timelines, activation bytes over the schedule, to an image file.
+
+        Raises:
+            ImportError: matplotlib is missing (``pip install snnfx[plot]``).
+        """
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        mib = 1024.0 * 1024.0
+        for label, line in (("without snnmem", self.baseline), ("snnmem", self.predicted)):
+            points = (*line.forward, *line.backward)
+            scale = max(1, len(points) - 1)
+            axes.plot([i / scale for i in range(len(points))], [p / mib for p in points],
+                      label=label)  # fmt: skip
+        axes.set_xlabel("progress of one step (forward, then backward)")
+        axes.set_ylabel("predicted activation memory [MiB]")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside upper right", ncols=2)
+        figure.savefig(path, dpi=120)

@@ -1,0 +1,39 @@
+"""snnfx: train spiking neural networks in a fraction of the memory.
+
+``torch.compile(model, backend="snnmem")`` needs no import of this package. Names are loaded when
+they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from snnfx.backend import last_plan
+    from snnfx.capture.offline import Capture, capture
+    from snnfx.errors import SnnfxError, SnnfxWarning
+    from snnfx.passes.plan.memory_plan import MemoryPlan
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Capture": "snnfx.capture.offline",
+    "MemoryPlan": "snnfx.passes.plan.memory_plan",
+    "SnnfxError": "snnfx.errors",
+    "SnnfxWarning": "snnfx.errors",
+    "capture": "snnfx.capture.offline",
+    "last_plan": "snnfx.backend",
+}
+
+__all__ = ["Capture", "MemoryPlan", "SnnfxError", "SnnfxWarning", "capture", "last_plan"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'snnfx' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted((*globals(), *__all__))

@@ -1,0 +1,98 @@
+"""The only module that touches private parts of PyTorch, each with the reason.
+
+- `aot_autograd`: the backend's way into AOTAutograd; `torch.compile` backends that partition their
+  own joint graph have no public door. Its keyword arguments are the same in 2.11 to 2.13.
+- `_extract_fwd_bwd_modules`: the calling convention between the two halves (order of saved tensors,
+  symbols, opaque objects) is AOTAutograd's own and changes; this function is its definition.
+- `_BoxedCodeGen`: code that takes its arguments as a list and releases them as it goes.
+- `TracingContext`: which inputs the forward overwrites is not said to partitioners otherwise.
+- `FakeTensorMode` and friends: shapes without memory.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch import partitioners
+from torch._functorch.partitioners import (
+    default_partition,
+    min_cut_rematerialization_partition,
+)
+from torch._guards import TracingContext, detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.fx.graph import _BoxedCodeGen
+
+__all__ = [
+    "FakeTensorMode",
+    "aot_autograd",
+    "boxed",
+    "compile_with_inductor",
+    "default_partition",
+    "detect_fake_mode",
+    "extract_forward_backward",
+    "min_cut_rematerialization_partition",
+    "mutated_inputs",
+]
+
+
+def mutated_inputs(count: int) -> tuple[int, ...]:
+    """Which of the `count` inputs of the graph being traced are overwritten by the forward."""
+    context = TracingContext.try_get()
+    metadata = None if context is None else context.fw_metadata
+    if metadata is None or len(metadata.input_info) != count:
+        return ()
+    return tuple(i for i, info in enumerate(metadata.input_info) if info.mutates_data)
+
+
+def extract_forward_backward(
+    joint: GraphModule,
+    saved: Sequence[Node],
+    saved_symbols: Sequence[Node],
+    num_forward_outputs: int,
+) -> tuple[GraphModule, GraphModule]:
+    """Split a joint graph in two, with `saved` passing from one half to the other."""
+    function = partitioners._extract_fwd_bwd_modules
+    known = inspect.signature(function).parameters
+    extra = {"static_lifetime_input_nodes": None}
+    return function(
+        joint,
+        list(saved),
+        list(saved_symbols),
+        num_fwd_outputs=num_forward_outputs,
+        **{name: value for name, value in extra.items() if name in known},
+    )
+
+
+def boxed(module: GraphModule) -> Callable[[list[Any]], Any]:
+    """The module as a function of one list, which it empties: inputs die at their last use."""
+    module.graph.set_codegen(_BoxedCodeGen())
+    module.recompile()
+
+    def run(args: list[Any]) -> Any:
+        return module.forward(args)
+
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run
+
+
+def compile_with_inductor(module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Compile a whole graph of raw ATen operators with Inductor; boxed.
+
+    A forward and a backward of a partitioned graph may be given, too: nothing is differentiated.
+    """
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    fake_mode = detect_fake_mode(example_inputs)
+    assert fake_mode is not None
+    with torch.no_grad(), fake_mode:
+        fakes = [fake_mode.from_tensor(x) if isinstance(x, torch.Tensor) else x
+                 for x in example_inputs]  # fmt: skip
+        lowered = make_fx(module, decomposition_table=select_decomp_table())(*fakes)
+    return compile_fx_inner(lowered, fakes)  # type: ignore[arg-type, return-value]

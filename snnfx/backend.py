@@ -1,0 +1,77 @@
+"""The backend behind ``torch.compile(model, backend="snnmem", options={...})``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch.fx import GraphModule
+
+from snnfx._torch_compat import aot_autograd, mutated_inputs
+from snnfx.capture.pipeline import partition_joint
+from snnfx.config import Options
+from snnfx.lowering.lower import Lowering
+from snnfx.passes.fxgraph import find_roles
+from snnfx.passes.plan.memory_plan import MemoryPlan
+
+_applied: list[MemoryPlan] = []
+
+
+def last_plan() -> MemoryPlan | None:
+    """The `MemoryPlan` of the graph that was compiled last, or None before the first.
+
+    A graph is planned when it first runs with gradients; `plan_callback` sees every plan.
+    """
+    return _applied[-1] if _applied else None
+
+
+def snnmem(
+    module: GraphModule,
+    example_inputs: Sequence[Any],
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """Compile one graph of Dynamo so that training it takes a fraction of the memory.
+
+    Args:
+        module: the graph.
+        example_inputs: its inputs.
+        options: see `snnfx.config.Options`.
+        mode: of `torch.compile`; nothing depends on it.
+
+    Raises:
+        OptionError: an unknown option or value.
+    """
+    del mode
+    parsed = Options.parse(options)
+    lowering = Lowering(parsed)
+
+    def partition(
+        joint: GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **kwargs: Any
+    ) -> tuple[GraphModule, GraphModule]:
+        del kwargs
+        primals = len(joint_inputs[0])
+        roles = find_roles(joint, primals, num_fwd_outputs, mutated_inputs(primals))
+        result = partition_joint(joint, roles, parsed)
+        lowering.plan = result.plan
+        _record(result.plan, parsed)
+        return result.forward, result.backward
+
+    compiler = aot_autograd(
+        fw_compiler=lowering.forward,
+        bw_compiler=lowering.backward,
+        inference_compiler=lowering.inference,
+        partition_fn=partition,
+    )
+    return compiler(module, example_inputs)
+
+
+def _record(plan: MemoryPlan, options: Options) -> None:
+    _applied[:] = [plan]
+    if options.verbose:
+        print(plan.summary())
+    if options.plan_callback is not None:
+        options.plan_callback(plan)
+
+
+__all__ = ["last_plan", "snnmem"]

@@ -1,0 +1,1 @@
+"""Capture of models as joint graphs: inside `torch.compile`, and offline from fake tensors."""

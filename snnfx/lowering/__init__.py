@@ -1,0 +1,1 @@
+"""Lowering: from planned graphs to functions that run."""
