@@ -9,6 +9,10 @@ Rules trust kernels this far: an op that is computed by one addition, subtractio
 comparison or selection, in its dtype or a wider one, is exact where its exact result fits the
 dtype. Nothing is assumed of divisions by anything but powers of two outside the CPU, of sums whose
 partial sums do not fit, or of any transcendental function.
+
+A claim is about what ops return, rounded to their dtype. Lowerings that keep a half-precision
+intermediate in float32 may compute with ``0.1`` where the claim, and a packed copy, has the nearest
+bfloat16; grids whose arithmetic never rounds are the same either way.
 """
 
 from __future__ import annotations

@@ -70,11 +70,10 @@ def _max_pool(call: Call, dimensions: int, *, indices_in_window: bool) -> tuple[
     padding = _per_dimension(call.arg("padding"), dimensions, 0)
     dilation = _per_dimension(call.arg("dilation"), dimensions, 1)
     shape = call.shape(call.first)
-    spatial = () if shape is None else shape[-dimensions:]
-    positions = _index_fact(_count(kernel) if indices_in_window else _count(spatial))
-    if not _all_equal(padding, 0) and not _all_equal(dilation, 1):
+    if shape is None or (not _all_equal(padding, 0) and not _all_equal(dilation, 1)):
         return TOP, TOP
-    return call.operand(call.first), positions
+    places = kernel if indices_in_window else shape[-dimensions:]
+    return call.operand(call.first), _index_fact(_count(places))
 
 
 @VALUE_RANGES.rule(aten.max_pool2d_with_indices.default)

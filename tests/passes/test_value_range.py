@@ -367,7 +367,7 @@ def test_unpacking_is_known_from_its_arguments(dialect: dict[Any, Any]) -> None:
     assert ranges.grid(results_of(graph)[1]) == Grid(Fraction(1, 4), -1, 2)
 
 
-@settings(max_examples=400)
+@settings(max_examples=1500)
 @given(
     ends=st.tuples(st.integers(-3, 4), st.integers(-3, 4)),
     factor=st.floats(-20, 20) | st.integers(1, 10**7).map(lambda n: n / 999983),

@@ -116,8 +116,7 @@ class Program:
 
     def twin(self, node: Node) -> Node:
         """A node of the same shape and dtype."""
-        value = self.values[node]
-        shape, dtype = tuple(value.shape), value.dtype
+        shape, dtype = tuple(self.values[node].shape), self.values[node].dtype
         found = self.pick(lambda v: tuple(v.shape) == shape and v.dtype == dtype, shape)
         cast = self.call(aten._to_copy.default, found, dtype=dtype)
         return cast if cast is not None and self.values[found].dtype != dtype else found
