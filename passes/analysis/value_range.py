@@ -57,6 +57,7 @@ from snnfx.passes.analysis.value_range_rules import (
     ValueRangeRule,
 )
 
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """How a tensor is packed: element = ``(code + lo) * scale`` for an unsigned code of few bits.
