@@ -1,19 +1,17 @@
 """Bit packing on the CPU: ATen calls on cache-sized chunks, no compiler and no other library.
 
-Packing is a dot product with powers of two. In layout ``flat``, 16 bits of output are one row of a
-matrix-vector product of the codes ``[n, 16 / bits]`` with ``[1, 2**bits, 4**bits, ...]``; in layout
-``time`` one byte is the sum over its steps. Both are exact in float32: every partial sum is an
-integer below 2**16. A sum becomes bytes by adding 2**23, which rounds it to an integer that stands
-in the lowest bits of the float, and by narrowing the float's bits; that is several times faster
-than a conversion of float to uint8.
+A float becomes a byte by adding 1.5 * 2**23, which rounds it to an integer that stands in the
+lowest bits of the float, and by narrowing those: several times faster than converting it.
 
-Where `x` is float32 already and ``lo == 0``, the product reads it directly, with ``1 / scale`` in
-the weights: an element is within 2**-23 of its grid value, relatively, so the sum is within 0.1 of
-the integer that it stands for. Otherwise the chunk's codes are computed first, each rounded for
-itself.
+Packing float32 with ``lo == 0`` is a product with powers of two over the scale. In layout ``flat``
+at 1 bit, 16 bits of output are one row of a matrix-vector product; in layout ``time`` a byte is the
+sum over its steps. With scale 1 every partial sum is an integer below 2**16; otherwise an element
+is within 2**-22 of its grid value, relatively, so a sum is within 0.1 of its integer.
+All other packing computes one byte a code, each rounded for itself, and gathers the codes
+of a word of 2, 4 or 8 bytes by one multiplication, or of several steps by shifts.
 
 Unpacking in layout ``flat`` gathers rows of a table of 256 rows, one per byte, that the reference
-fills. In layout ``time`` (and at 8 bits, where the layouts agree) it shifts eight bytes at a time.
+fills, except at 8 bits and where 2 or 4 bits need no arithmetic. Everything else shifts and masks several bytes at a time, then converts.
 
 Cost: one pass over the larger tensor in memory, about 3 to 6 in the level-2 cache; temporaries of
 at most 7 bytes an element of one chunk. Both layouts assume a little-endian machine, see `ops`.
@@ -21,6 +19,7 @@ at most 7 bytes an element of one chunk. Both layouts assume a little-endian mac
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -30,6 +29,7 @@ from snnfx.kernels.bitpack_reference import (
     FLOAT_DTYPES,
     check_grid,
     check_packed,
+    decoding_scale,
     is_float32,
     pack_bits_reference,
     packed_shape,
@@ -39,8 +39,14 @@ from snnfx.kernels.bitpack_reference import (
 CHUNK_ELEMENTS = 1 << 18
 """Elements a thread works on at a time: 1 MiB of float32."""
 
-ROUND_BIAS = float(1 << 23)
-"""float32 values of this size have a unit in the last place of 1."""
+ROUND_BIAS = 1.5 * (1 << 23)
+"""Added to a float32 of at most 2**22, it rounds that to an integer, held in the lowest bits."""
+
+WORDS = {1: torch.int64, 2: torch.int32, 4: torch.int16, 8: torch.uint8}
+"""The integer with one byte for each code that a packed byte of this width holds."""
+
+SPREADS = {2: ((12, 0x000F000F), (6, 0x03030303)), 4: ((4, 0x0F0F),)}
+"""Shifts and masks that spread the codes of a byte over the bytes of its word."""
 
 LOW_BITS = 0x0101010101010101
 
@@ -58,36 +64,41 @@ def _row_blocks(shape: Sequence[int], multiple: int) -> Iterator[slice]:
         yield slice(start, min(start + rows, shape[0]))
 
 
+def _narrow(values: torch.Tensor, out: torch.Tensor) -> None:
+    """Write float32 `values` [n], biased by `ROUND_BIAS`, as integers of any width."""
+    out.copy_(values.view(torch.int32))
+
+
 class _Encoder:
-    """Turns contiguous pieces of a tensor into float32 codes times `1 / weight_scale`."""
+    """Writes the codes of contiguous pieces of a tensor as bytes."""
 
     def __init__(self, dtype: torch.dtype, bits: int, scale: float, lo: int, size: int) -> None:
-        self.bits, self.scale, self.lo = bits, scale, lo
+        self.scale, self.lo = scale, lo
         self.is_float = dtype in FLOAT_DTYPES
-        self.is_direct = dtype == torch.float32 and lo == 0
-        self.weight_scale = 1.0 / scale if self.is_direct else 1.0
-        self.codes = torch.empty(0 if self.is_direct else size)
-        needs_integer = not self.is_float and (scale != 1.0 or lo != 0)
-        self.steps = torch.empty(size if needs_integer else 0, dtype=torch.int64)
+        self.is_nonzero = bits == 1 and lo == 0 and dtype not in (torch.float32, torch.float64)
+        self.is_plain = not self.is_float and scale == 1.0 and lo == 0
+        compute = torch.float32 if self.is_float else torch.int64
+        needs_buffer = not self.is_plain and not self.is_nonzero
+        self.values = torch.empty(size if needs_buffer else 0, dtype=compute)
 
-    def __call__(self, piece: torch.Tensor) -> torch.Tensor:
-        """Codes of `piece` [n], float32 [n]; the next call may overwrite them."""
-        if self.is_direct:
-            return piece
-        codes = self.codes[: piece.numel()]
-        if self.steps.numel():
-            steps = self.steps[: piece.numel()].copy_(piece)
-            steps.div_(int(self.scale), rounding_mode="floor")
-            return codes.copy_(steps.sub_(self.lo))
-        codes.copy_(piece)
+    def __call__(self, piece: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the codes of `piece` [n] to uint8 `out` [n]."""
+        if self.is_nonzero:
+            out.view(torch.bool).copy_(piece)
+        elif self.is_plain:
+            out.copy_(piece)
+        elif self.is_float:
+            self._encode_floats(piece, self.values[: piece.numel()], out)
+        else:
+            steps = self.values[: piece.numel()].copy_(piece)
+            out.copy_(steps.div_(int(self.scale), rounding_mode="floor").sub_(self.lo))
+
+    def _encode_floats(self, piece: torch.Tensor, values: torch.Tensor, out: torch.Tensor) -> None:
+        if piece.dtype != torch.float32:
+            piece = values.copy_(piece)
         if self.scale != 1.0:
-            codes.mul_(1.0 / self.scale).round_()
-        return codes.sub_(self.lo) if self.lo else codes
-
-
-def _narrow(sums: torch.Tensor, out: torch.Tensor) -> None:
-    """Write float32 `sums` [n], near integers from 0 to 2**16 - 1, as the integers `out` [n]."""
-    out.copy_(sums.add_(ROUND_BIAS).view(torch.int32))
+            piece = torch.mul(piece, 1.0 / self.scale, out=values)
+        _narrow(torch.add(piece, ROUND_BIAS - self.lo, out=values), out.view(torch.int8))
 
 
 def pack_flat_into(
@@ -97,31 +108,60 @@ def pack_flat_into(
 
     Arguments as `pack_bits_reference`, already checked.
     """
-    if bits == 8:
-        offset = 0
-        for piece in _flat_pieces(x, 1):
-            target = out[offset : offset + piece.numel()]
-            _pack_bytes_into(piece.unsqueeze(0), target.unsqueeze(0), scale, lo)
-            offset += piece.numel()
-        return
-    lanes = 16 // bits
-    bulk = x.numel() - x.numel() % lanes
-    encode = _Encoder(x.dtype, bits, scale, lo, min(_chunk_elements(), bulk))
-    exponents = torch.arange(lanes, dtype=torch.float64) * bits
-    weights = (torch.exp2(exponents) * encode.weight_scale).to(torch.float32)
-    sums = torch.empty(min(_chunk_elements(), bulk) // lanes)
-    words = out[: bulk * bits // 8].view(torch.int16)
-    offset = 0
-    for piece in _flat_pieces(x, lanes):
-        count = piece.numel() // lanes
+    size = min(_chunk_elements(), x.numel())
+    is_product = bits == 1 and lo == 0 and x.dtype == torch.float32
+    merge = (
+        _ProductMerger(scale, size) if is_product else _WordMerger(x.dtype, bits, scale, lo, size)
+    )
+    start = 0
+    for piece in _flat_pieces(x, 16):
+        count = piece.numel() // 16 * 16
+        stop = start + count * bits // 8
         if count:
-            codes = encode(piece[: count * lanes]).view(count, lanes)
-            torch.mv(codes, weights, out=sums[:count])
-            _narrow(sums[:count], words[offset : offset + count])
-        if count * lanes < piece.numel():
-            tail = pack_bits_reference(piece[count * lanes :], bits, "flat", scale, lo)
-            out[bulk * bits // 8 :] = tail
-        offset += count
+            merge(piece[:count], out[start:stop])
+        if count < piece.numel():
+            out[stop:] = pack_bits_reference(piece[count:], bits, "flat", scale, lo)
+        start = stop
+
+
+class _ProductMerger:
+    """Packs float32 pieces at one bit an element: 16 elements times 16 powers of two."""
+
+    def __init__(self, scale: float, size: int) -> None:
+        self.weights = (torch.exp2(torch.arange(16.0, dtype=torch.float64)) / scale).float()
+        self.sums = torch.empty(size // 16)
+
+    def __call__(self, piece: torch.Tensor, out: torch.Tensor) -> None:
+        """Pack `piece` [16 * n] into `out` [2 * n]."""
+        sums = self.sums[: piece.numel() // 16]
+        torch.mv(piece.view(-1, 16), self.weights, out=sums)
+        _narrow(sums.add_(ROUND_BIAS), out.view(torch.int16))
+
+
+class _WordMerger:
+    """Packs pieces of any kind: codes as bytes, then every word of ``8 / bits`` bytes to one byte.
+
+    Multiplying a word by ``sum(2**gather(j))`` moves code j to bit ``bits * j`` of the top byte; no
+    two partial products meet in a bit, so nothing carries into it.
+    """
+
+    def __init__(self, dtype: torch.dtype, bits: int, scale: float, lo: int, size: int) -> None:
+        self.encode = _Encoder(dtype, bits, scale, lo, size)
+        per = 8 // bits
+        self.top = 8 * (per - 1)
+        self.multiplier = sum(1 << (self.top - (8 - bits) * j) for j in range(per))
+        self.word = WORDS[bits]
+        self.codes = torch.empty(size if bits < 8 else 0, dtype=torch.uint8)
+
+    def __call__(self, piece: torch.Tensor, out: torch.Tensor) -> None:
+        """Pack `piece` [n] into `out` [n * bits / 8], n a multiple of 16."""
+        if not self.top:
+            self.encode(piece, out)
+            return
+        codes = self.codes[: piece.numel()]
+        self.encode(piece, codes)
+        words = codes.view(self.word).mul_(self.multiplier).bitwise_right_shift_(self.top)
+        out.view(torch.int8).copy_(words)
 
 
 def _flat_pieces(x: torch.Tensor, multiple: int) -> Iterator[torch.Tensor]:
@@ -144,11 +184,52 @@ def pack_time_into(
 
     Arguments as `pack_bits_reference`, already checked.
     """
+    per = 8 // bits
     for steps, packed in _time_blocks(x, out):
-        if bits == 8:
-            _pack_bytes_into(steps, packed, scale, lo)
-        else:
-            _pack_steps_into(steps, packed, bits, scale, lo)
+        width = steps.shape[1]
+        chunk = min(_chunk_elements() // 2, -(-width // 8) * 8)
+        is_product = lo == 0 and x.dtype == torch.float32
+        merge = (
+            _StepSummer(scale, chunk)
+            if is_product
+            else _StepShifter(x.dtype, bits, scale, lo, chunk)
+        )
+        for start, byte in itertools.product(range(0, width, chunk), range(packed.shape[0])):
+            columns = slice(start, start + chunk)
+            merge(steps[byte * per : (byte + 1) * per, columns], packed[byte, columns], bits)
+
+
+class _StepSummer:
+    """Packs float32 time steps: a sum of steps times powers of two."""
+
+    def __init__(self, scale: float, size: int) -> None:
+        self.scale = scale
+        self.sums = torch.empty(size)
+
+    def __call__(self, steps: torch.Tensor, out: torch.Tensor, bits: int) -> None:
+        """Pack `steps` [at most 8 / bits, n] into `out` [n]."""
+        sums = self.sums[: out.numel()].fill_(ROUND_BIAS)
+        for j, step in enumerate(steps):
+            torch.add(sums, step, alpha=(1 << (bits * j)) / self.scale, out=sums)
+        _narrow(sums, out.view(torch.int8))
+
+
+class _StepShifter:
+    """Packs time steps of any kind: codes as bytes, eight of them shifted at a time."""
+
+    def __init__(self, dtype: torch.dtype, bits: int, scale: float, lo: int, size: int) -> None:
+        self.encode = _Encoder(dtype, bits, scale, lo, size)
+        self.codes = torch.zeros(size, dtype=torch.uint8)
+        self.bytes = torch.zeros(size, dtype=torch.uint8)
+
+    def __call__(self, steps: torch.Tensor, out: torch.Tensor, bits: int) -> None:
+        """Pack `steps` [at most 8 / bits, n] into `out` [n]."""
+        self.encode(steps[0], self.bytes[: out.numel()])
+        for j, step in enumerate(steps[1:], start=1):
+            self.encode(step, self.codes[: out.numel()])
+            words = self.codes.view(torch.int64).bitwise_left_shift_(bits * j)
+            self.bytes.view(torch.int64).bitwise_or_(words)
+        out.copy_(self.bytes[: out.numel()])
 
 
 def _time_blocks(
@@ -163,41 +244,6 @@ def _time_blocks(
         yield x[:, block].reshape(steps, -1), packed[:, block].flatten(1)
 
 
-def _pack_steps_into(x: torch.Tensor, out: torch.Tensor, bits: int, scale: float, lo: int) -> None:
-    """Pack `x` ``[T, n]`` into `out` ``[bytes, n]`` along time, `bits` below 8."""
-    steps, width = x.shape
-    per, chunk = 8 // bits, min(_chunk_elements() // 2, width)
-    encode = _Encoder(x.dtype, bits, scale, lo, chunk)
-    sums = torch.empty(chunk)
-    for start in range(0, width, max(chunk, 1)):
-        columns = slice(start, min(start + chunk, width))
-        total = sums[: columns.stop - start]
-        for byte in range(out.shape[0]):
-            first = byte * per
-            torch.mul(encode(x[first, columns]), encode.weight_scale, out=total)
-            for step in range(first + 1, min(first + per, steps)):
-                weight = encode.weight_scale * (1 << (step - first) * bits)
-                torch.add(total, encode(x[step, columns]), alpha=weight, out=total)
-            _narrow(total, out[byte, columns].view(torch.int8))
-
-
-def _pack_bytes_into(x: torch.Tensor, out: torch.Tensor, scale: float, lo: int) -> None:
-    """Pack `x` ``[rows, n]`` into `out` ``[rows, n]``, one byte an element."""
-    if x.dtype not in FLOAT_DTYPES and scale == 1.0 and lo == 0:
-        out.copy_(x)
-        return
-    width = x.shape[1]
-    chunk = min(_chunk_elements() // 2, width)
-    encode = _Encoder(x.dtype, 8, scale, lo, chunk)
-    sums = torch.empty(chunk)
-    for source, target in zip(x, out, strict=True):
-        for start in range(0, width, max(chunk, 1)):
-            columns = slice(start, min(start + chunk, width))
-            total = sums[: columns.stop - start]
-            torch.mul(encode(source[columns]), encode.weight_scale, out=total)
-            _narrow(total, target[columns].view(torch.int8))
-
-
 def unpack_flat_into(
     packed: torch.Tensor, out: torch.Tensor, bits: int, scale: float = 1.0, lo: int = 0
 ) -> None:
@@ -207,10 +253,34 @@ def unpack_flat_into(
     """
     if bits == 8:
         _unpack_bytes_into(packed.view(1, -1), out.view(1, -1), scale, lo)
-        return
-    per, flat = 8 // bits, out.view(-1)
+    elif bits == 1 or scale != 1.0 or lo != 0:
+        _unpack_by_table(packed, out.view(-1), bits, scale, lo)
+    else:
+        _unpack_words_into(packed, out.view(-1), bits)
+
+
+def _unpack_words_into(packed: torch.Tensor, flat: torch.Tensor, bits: int) -> None:
+    """Unpack the codes in `packed` into `flat` [n]: a byte is spread to a word of several."""
+    per, chunk = 8 // bits, _chunk_elements() * bits // 8
+    words = torch.empty((2, min(chunk, packed.numel())), dtype=WORDS[bits])
+    for start in range(0, packed.numel(), chunk):
+        piece = packed[start : start + chunk]
+        word, shifted = words[:, : piece.numel()]
+        word.copy_(piece)
+        for shift, mask in SPREADS[bits]:
+            torch.bitwise_left_shift(word, shift, out=shifted)
+            word.bitwise_or_(shifted).bitwise_and_(mask)
+        target = flat[start * per : (start + piece.numel()) * per]
+        target.copy_(word.view(torch.uint8)[: target.numel()])
+
+
+def _unpack_by_table(
+    packed: torch.Tensor, flat: torch.Tensor, bits: int, scale: float, lo: int
+) -> None:
+    """Unpack `packed` into `flat` [n]: every byte selects a row of ``8 / bits`` values."""
+    per = 8 // bits
     every_byte = torch.arange(256, dtype=torch.uint8)
-    table = unpack_bits_reference(every_byte, [256, per], out.dtype, bits, "flat", scale, lo)
+    table = unpack_bits_reference(every_byte, [256, per], flat.dtype, bits, "flat", scale, lo)
     whole = flat.numel() // per
     rows, chunk = flat[: whole * per].view(whole, per), _chunk_elements() // per
     indices = torch.empty(min(chunk, whole), dtype=torch.int32)
@@ -239,7 +309,7 @@ def unpack_time_into(
 def _unpack_bytes_into(packed: torch.Tensor, out: torch.Tensor, scale: float, lo: int) -> None:
     """Unpack `packed` ``[rows, n]`` into `out` ``[rows, n]``, one byte an element."""
     chunk = _chunk_elements() // 2
-    decode = _Decoder(out.dtype, scale, lo, min(chunk, out.shape[1]))
+    decode = _Decoder(out.dtype, 8, scale, lo, min(chunk, out.shape[1]))
     for row in range(out.shape[0]):
         for start in range(0, out.shape[1], chunk):
             columns = slice(start, start + chunk)
@@ -255,7 +325,7 @@ def _unpack_steps_into(
     padded = -(-min(chunk, width) // 8) * 8
     words = torch.zeros(padded // 8, dtype=torch.int64)
     codes = torch.empty((per, padded // 8), dtype=torch.int64)
-    decode = _Decoder(out.dtype, scale, lo, per * padded)
+    decode = _Decoder(out.dtype, bits, scale, lo, per * padded)
     shifts = torch.arange(per).mul_(bits).unsqueeze(1)
     for start in range(0, width, chunk):
         columns = slice(start, min(start + chunk, width))
@@ -272,27 +342,28 @@ def _unpack_steps_into(
 class _Decoder:
     """Writes the values that codes stand for, rounding as the reference does."""
 
-    def __init__(self, dtype: torch.dtype, scale: float, lo: int, size: int) -> None:
-        self.scale, self.lo = scale, lo
-        self.is_plain = scale == 1.0 and lo == 0
+    def __init__(self, dtype: torch.dtype, bits: int, scale: float, lo: int, size: int) -> None:
+        self.scale, self.lo = decoding_scale(dtype, bits, scale, lo), lo
         if dtype not in FLOAT_DTYPES:
-            compute = torch.int64
-        elif dtype == torch.float64 or not is_float32(scale):
-            compute = torch.float64
+            self.compute = torch.int64
+        elif dtype == torch.float64 or not is_float32(self.scale):
+            self.compute = torch.float64
         else:
-            compute = torch.float32
-        self.values = torch.empty(0 if self.is_plain else size, dtype=compute)
+            self.compute = torch.float32
+        self.is_direct = self.compute == dtype or (self.scale == 1.0 and lo == 0)
+        self.values = torch.empty(0 if self.is_direct else size, dtype=self.compute)
 
     def __call__(self, codes: torch.Tensor, out: torch.Tensor) -> None:
         """Decode uint8 `codes` into `out` of the same shape."""
-        if self.is_plain:
-            out.copy_(codes)
-            return
-        values = self.values[: codes.numel()].view(codes.shape).copy_(codes)
-        values.add_(self.lo).mul_(self.scale if values.is_floating_point() else int(self.scale))
-        if values.dtype == torch.float64 and out.dtype != torch.float64:
-            values = values.to(torch.float32)
-        out.copy_(values)
+        values = out if self.is_direct else self.values[: codes.numel()].view(codes.shape)
+        values.copy_(codes)
+        if self.lo:
+            values.add_(self.lo)
+        if self.scale != 1.0:
+            values.mul_(self.scale if values.is_floating_point() else int(self.scale))
+        if not self.is_direct:
+            narrowed = values.dtype == torch.float64
+            out.copy_(values.to(torch.float32) if narrowed else values)
 
 
 def pack_bits_cpu(

@@ -118,6 +118,16 @@ def is_float32(value: float) -> bool:
     return struct.unpack("f", struct.pack("f", value))[0] == value
 
 
+def decoding_scale(dtype: torch.dtype, bits: int, scale: float, lo: int) -> float:
+    """A scale that decodes as `scale` does, and is a float32 where that is possible.
+
+    With the grid values 0 and `scale` alone, rounding the scale or the product is the same.
+    """
+    if bits == 1 and lo == 0 and dtype in FLOAT_DTYPES and dtype != torch.float64:
+        return struct.unpack("f", struct.pack("f", scale))[0]
+    return scale
+
+
 def _encode(x: torch.Tensor, bits: int, scale: float, lo: int) -> torch.Tensor:
     """Codes of `x`, uint8, same shape."""
     if x.dtype in FLOAT_DTYPES:

@@ -29,6 +29,7 @@ from snnfx.kernels.bitpack_reference import (
     FLOAT_DTYPES,
     check_grid,
     check_packed,
+    decoding_scale,
     is_float32,
     packed_shape,
 )
@@ -201,6 +202,7 @@ def unpack_bits_triton(
     check_packed(packed, shape, bits, layout)
     out = torch.empty(tuple(shape), dtype=dtype, device=packed.device)
     if out.numel():
+        scale = decoding_scale(dtype, bits, scale, lo)
         options = constants(bits, scale, lo, unpack_mode(dtype, scale))
         _launch(unpack_kernel, packed.contiguous(), out, _sizes(shape, packed, layout), options)
     return out

@@ -21,6 +21,7 @@ import torch
 from snnfx.kernels.bitpack_reference import (
     FLOAT_DTYPES,
     check_grid,
+    decoding_scale,
     is_float32,
     packed_shape,
 )
@@ -44,8 +45,11 @@ def _encode(x: torch.Tensor, bits: int, scale: float, lo: int) -> torch.Tensor:
     return (steps - lo).to(torch.uint8)
 
 
-def _decode(codes: torch.Tensor, dtype: torch.dtype, scale: float, lo: int) -> torch.Tensor:
+def _decode(
+    codes: torch.Tensor, dtype: torch.dtype, bits: int, scale: float, lo: int
+) -> torch.Tensor:
     """Values of uint8 `codes` in `dtype`, same shape, rounded as the reference does."""
+    scale = decoding_scale(dtype, bits, scale, lo)
     if scale == 1.0 and lo == 0:
         return codes.to(dtype)
     if dtype not in FLOAT_DTYPES:
@@ -103,7 +107,7 @@ def unpack_step(
         codes = codes >> (lane * bits)
     if bits < 8 and (lane + 1) * bits < 8:
         codes = codes & ((1 << bits) - 1)
-    return _decode(codes, dtype, scale, lo)
+    return _decode(codes, dtype, bits, scale, lo)
 
 
 def pack_bits_decomposed(
@@ -146,7 +150,7 @@ def unpack_bits_decomposed(
     else:
         codes = packed
     count = math.prod(shape) if layout == "flat" else shape[0]
-    return _decode(codes.narrow(0, 0, count), dtype, scale, lo).reshape(tuple(shape))
+    return _decode(codes.narrow(0, 0, count), dtype, bits, scale, lo).reshape(tuple(shape))
 
 
 DECOMPOSITIONS: dict[Any, Callable[..., torch.Tensor]] = {
