@@ -8,7 +8,7 @@ rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -68,7 +68,7 @@ def storage_roots(graph: Graph) -> dict[Node, tuple[Node, ...]]:
 
 
 def analyse_liveness(
-    graph: Graph, owned: Mapping[Node, int] | None = None, held: Iterable[Node] = ()
+    graph: Graph, owned: Mapping[Node, int] | None = None, count_results: bool = True
 ) -> Liveness:
     """Walk the graph in its order and count what is alive.
 
@@ -76,12 +76,15 @@ def analyse_liveness(
         graph: nodes with fake tensors.
         owned: placeholders that are released after their last use, with their bytes; every other
             placeholder belongs to the caller and counts nothing.
-        held: nodes whose storage is never released, besides the graph's results.
+        count_results: False leaves the graph's results out, as when they are gradients of
+            parameters, which are there with any plan.
     """
     owned = dict(owned or {})
     roots = storage_roots(graph)
     sizes = {n: owned.get(n, 0) if n.op == "placeholder" else _own_bytes(n) for n in roots}
-    last = _last_uses(graph, roots, held)
+    last = _last_uses(graph, roots)
+    if not count_results:
+        sizes |= dict.fromkeys(_result_roots(graph, roots), 0)
     alive = sum(owned.values())
     names: list[str] = []
     timeline: list[int] = []
@@ -106,12 +109,14 @@ def _result_bytes(node: Node) -> int:
     return 0 if isinstance(node_value(node), Tensor) or is_view(node) else node_bytes(node)
 
 
-def _last_uses(
-    graph: Graph, roots: Mapping[Node, tuple[Node, ...]], held: Iterable[Node]
-) -> dict[Node, list[Node]]:
-    """For each node, the storages that are released after it."""
+def _result_roots(graph: Graph, roots: Mapping[Node, tuple[Node, ...]]) -> set[Node]:
     final = {arg for arg in output_args(graph) if isinstance(arg, Node)}
-    kept = {root for node in (*final, *held) for root in roots.get(node, ())}
+    return {root for node in final for root in roots.get(node, ())}
+
+
+def _last_uses(graph: Graph, roots: Mapping[Node, tuple[Node, ...]]) -> dict[Node, list[Node]]:
+    """For each node, the storages that are released after it."""
+    kept = _result_roots(graph, roots)
     last: dict[Node, Node] = {}
     for node in graph.nodes:
         if node.op == "output":

@@ -12,7 +12,14 @@ import torch
 from torch.fx import Node
 from torch.utils.flop_counter import flop_registry
 
-from snnfx.passes.fxgraph import is_getitem, numel, producer, schema_of, tensor_value
+from snnfx.passes.fxgraph import (
+    is_getitem,
+    is_view,
+    numel,
+    producer,
+    schema_of,
+    tensor_value,
+)
 
 aten = torch.ops.aten
 
@@ -86,6 +93,8 @@ def is_heavy(node: Node) -> bool:
 def is_statistic(node: Node) -> bool:
     """Whether the result is far smaller than what it was computed from."""
     source = producer(node)
+    if is_view(source):
+        return False
     value = tensor_value(node)
     inputs = [tensor_value(n) for n in source.all_input_nodes]
     sizes = [numel(v) for v in inputs if v is not None]

@@ -114,8 +114,8 @@ def timeline(
 ) -> Timeline:
     """Predicted activation bytes over a forward and a backward, run in their own order.
 
-    What belongs to the caller does not count: parameters and inputs, and the gradients that the
-    backward returns count from when they are made, as they do in the plain model.
+    What belongs to the caller does not count: parameters, inputs, and the gradients that the
+    backward returns.
     """
     del roles
     owners = {n.name for n in forward.graph.find_nodes(op="placeholder")}
@@ -124,10 +124,8 @@ def timeline(
     names = {n.name for n in saved if n.name not in owners}
     placeholders = backward.graph.find_nodes(op="placeholder")
     owned = {n: node_bytes(n) for n in placeholders if n.name in names}
-    kept = sum(owned.values())
     rest = max(0, first.end_bytes - sum(node_bytes(n) for n in saved if n.name in names))
-    second = analyse_liveness(backward.graph, owned)
-    del kept
+    second = analyse_liveness(backward.graph, owned, count_results=False)
     return Timeline(first.timeline_bytes, tuple(b + rest for b in second.timeline_bytes))
 
 
