@@ -193,6 +193,34 @@ def test_max_pooling_keeps_spikes(dialect: dict[Any, Any]) -> None:
     assert grids(pools, images(), table=dialect) == [BINARY, BINARY, None]
 
 
+def test_ragged_and_padded_windows_of_pools() -> None:
+    def pools(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        s = spike(x)
+        return (
+            F.avg_pool2d(torch.ones_like(s), 2, padding=1),
+            F.avg_pool2d(s, 2, ceil_mode=True),
+            F.avg_pool2d(s, 4, 3, ceil_mode=True),
+            F.max_pool2d(s[..., :2, :2], 2, padding=1, dilation=3),
+        )
+
+    assert grids(pools, torch.randn(2, 3, 6, 6)) == [QUARTERS, QUARTERS, None, None]
+    assert pools(torch.ones(2, 3, 6, 6))[3].isinf().all()
+
+
+def test_sums_that_round_on_the_way_are_unknown() -> None:
+    def sums(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        tenths = torch.full_like(x, 0.1)
+        return (
+            F.avg_pool2d(tenths, 4),
+            tenths.sum(1),
+            tenths.mean(1),
+            tenths[0] @ torch.ones_like(x[0]),
+            tenths.cumsum(1),
+        )
+
+    assert grids(sums, torch.randn(2, 8, 8)) == [None] * 5
+
+
 @pytest.mark.parametrize("probability", [0.5, 0.2, 0.1, 0.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_dropout_of_spikes_has_two_levels(

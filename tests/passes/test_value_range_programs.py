@@ -87,7 +87,7 @@ class Program:
             self.call(aten.sub.Scalar, spike, 3),
             self.call(aten.mul.Tensor, negative, 0.25),
             self.call(aten.round.default, self.call(aten.clamp.default, unknown, -2, 5)),
-            self.call(aten.clamp_min.default, unknown, 0),
+            self.call(aten.clamp_min.default, unknown, 1),
             self.call(aten.gt.Scalar, unknown, 0),
             self.call(aten.full.default, list(SHAPE), 3, dtype=self.dtype),
             self.call(aten.mul.Tensor, spike, 300),
