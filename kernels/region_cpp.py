@@ -23,7 +23,7 @@ from snnfx.kernels.region_ir import (
 from snnfx.kernels.region_ops import operation
 from snnfx.kernels.region_prelude import DRIVER, LANES, PRELUDE
 
-WORKSPACE_BYTES = 1 << 16
+WORKSPACE_BYTES = 1 << 15
 """Bytes of the arrays of one tile, if each can then hold `MIN_BLOCK` elements."""
 
 MIN_BLOCK, MAX_BLOCK = 128, 1024

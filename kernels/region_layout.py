@@ -76,7 +76,7 @@ def geometry(
         strides[position] = compact
     rows, cols = _tile(merged[-2], merged[-1], block)
     tiles = math.prod(merged[:-2]) * -(-merged[-2] // rows) * -(-merged[-1] // cols)
-    header = (len(merged), rows, cols, min(tiles, MAX_CHUNKS), len(offsets), *merged)
+    header = (len(merged), rows, cols, max(1, min(tiles, MAX_CHUNKS)), len(offsets), *merged)
     table = [value for step, row in zip(steps, strides, strict=True) for value in (step, *row)]
     threads = max(1, math.prod(merged) // MIN_ELEMENTS_PER_THREAD)
     return Geometry(header, tuple(table), tuple(offsets), tiles, threads)

@@ -139,7 +139,9 @@ template <class V, class M> void load_tile(V* to, const M* from, const Span& s) 
   for (int64_t i = n; i < padded(n); ++i) to[i] = V(0);
 }
 
+// The next tile mostly follows this one: its lines are fetched while it is loaded and computed.
 template <class V, class M> void store_run(M* to, const V* from, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / sizeof(M)) __builtin_prefetch(to + n + i, 1, 2);
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) to[i] = Convert<V, M>::store(from[i]);
 }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from snnfx.kernels.region_build import compile_program
 from snnfx.kernels.region_ir import (
     Buffer,
     ChannelSum,
@@ -163,3 +164,23 @@ def lif_tensors(
     forward = [sequence(steps, dtype), sequence(-(-steps // 8), torch.uint8)]
     backward = [sequence(steps, dtype), by_channel(), by_channel()]
     return [x, *parameters, gradient, forward[1]], forward, backward
+
+
+def sums_like(view: torch.Tensor) -> torch.Tensor:
+    """Memory of its own for a sum: a view with the sizes and strides of `view`."""
+    reached = sum((n - 1) * s for n, s in zip(view.shape, view.stride(), strict=True) if n)
+    return view.new_zeros(reached + 1).as_strided(view.shape, view.stride())
+
+
+def run_kernel(
+    program: Program,
+    inputs: Sequence[torch.Tensor],
+    outputs: Sequence[torch.Tensor],
+    shape: tuple[int, ...],
+) -> None:
+    """Compile `program` and run it on views ``[steps, *shape]``."""
+    kernel = compile_program(program)
+    layouts = tuple(map(layout_of, inputs)), tuple(map(layout_of, outputs))
+    # An expanded view without elements has no address, but a sum over nothing is still written.
+    memory = [o.as_strided((1,), (1,)) if not all(layout_of(o)[1]) else o for o in outputs]
+    kernel(inputs, memory, shape, *layouts)
