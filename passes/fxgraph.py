@@ -6,7 +6,7 @@ The only module that knows the keys of ``node.meta``.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 VALUE_KEY = "val"
+DONATED_KEY = "snnfx_donated"
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,21 @@ def node_bytes(node: Node) -> int:
 def set_value(node: Node, value: Any) -> None:
     """Record what a new node computes."""
     node.meta[VALUE_KEY] = value
+
+
+def set_donations(node: Node, donated: Mapping[int, int]) -> None:
+    """Record which results of a call are written into the memory of which of its arguments."""
+    node.meta[DONATED_KEY] = dict(donated)
+
+
+def donor_of(node: Node) -> Node | None:
+    """The argument in whose memory a result (a getitem) was written, if there is one."""
+    if not is_getitem(node):
+        return None
+    call = node.all_input_nodes[0]
+    index = call.meta.get(DONATED_KEY, {}).get(node.args[1])
+    donor = None if index is None else call.args[index]
+    return donor if isinstance(donor, Node) else None
 
 
 def dependents(graph: Graph, roots: Iterable[Node]) -> frozenset[Node]:
@@ -169,3 +185,9 @@ def find_roles(
         outputs[num_forward_outputs:],
         frozenset(primals[i] for i in mutated),
     )
+
+
+def is_on_cpu(graph: Graph) -> bool:
+    """Whether every tensor of the graph lies in the memory of the CPU."""
+    values = (tensor_value(node) for node in graph.nodes)
+    return all(value.device.type == "cpu" for value in values if value is not None)

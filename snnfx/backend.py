@@ -44,7 +44,7 @@ def snnmem(
     """
     del mode
     parsed = Options.parse(options)
-    lowering = Lowering(parsed)
+    lowering = Lowering(parsed, lambda plan: _record(plan, parsed))
 
     def partition(
         joint: GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **kwargs: Any
@@ -54,7 +54,8 @@ def snnmem(
         roles = find_roles(joint, primals, num_fwd_outputs, mutated_inputs(primals))
         result = partition_joint(joint, roles, parsed)
         lowering.plan = result.plan
-        _record(result.plan, parsed)
+        lowering.tangents = len(roles.tangents)
+        lowering.outputs = num_fwd_outputs
         return result.forward, result.backward
 
     compiler = aot_autograd(

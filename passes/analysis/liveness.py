@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from snnfx.passes.fxgraph import (
+    donor_of,
     is_getitem,
     is_view,
     node_bytes,
@@ -57,7 +58,10 @@ def storage_roots(graph: Graph) -> dict[Node, tuple[Node, ...]]:
     for node in graph.nodes:
         if node.op == "output":
             continue
-        if is_getitem(node) and not is_view(node):
+        donor = donor_of(node)
+        if donor is not None:
+            roots[node] = roots[donor]
+        elif is_getitem(node) and not is_view(node):
             roots[node] = (node,)
         elif is_view(node):
             found = (root for source in node.all_input_nodes for root in roots.get(source, ()))
@@ -82,7 +86,7 @@ def analyse_liveness(
     owned = dict(owned or {})
     roots = storage_roots(graph)
     sizes = {n: owned.get(n, 0) if n.op == "placeholder" else _own_bytes(n) for n in roots}
-    last = _last_uses(graph, roots)
+    last = last_readers(graph, roots)
     if not count_results:
         sizes |= dict.fromkeys(_result_roots(graph, roots), 0)
     alive = sum(owned.values())
@@ -114,8 +118,8 @@ def _result_roots(graph: Graph, roots: Mapping[Node, tuple[Node, ...]]) -> set[N
     return {root for node in final for root in roots.get(node, ())}
 
 
-def _last_uses(graph: Graph, roots: Mapping[Node, tuple[Node, ...]]) -> dict[Node, list[Node]]:
-    """For each node, the storages that are released after it."""
+def last_readers(graph: Graph, roots: Mapping[Node, tuple[Node, ...]]) -> dict[Node, list[Node]]:
+    """For each node, the storages (by their roots) that are released after it runs."""
     kept = _result_roots(graph, roots)
     last: dict[Node, Node] = {}
     for node in graph.nodes:

@@ -12,6 +12,7 @@ import torch
 from torch.fx import Node
 from torch.utils.flop_counter import flop_registry
 
+import snnfx.kernels.norm  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
 from snnfx.passes.fxgraph import (
     is_getitem,
     is_view,
@@ -99,6 +100,8 @@ def is_statistic(node: Node) -> bool:
     inputs = [tensor_value(n) for n in source.all_input_nodes]
     sizes = [numel(v) for v in inputs if v is not None]
     small = value is not None and bool(sizes) and numel(value) * STATISTIC_RATIO <= max(sizes)
+    if packet(source) is torch.ops.snnfx.batch_norm_statistics:
+        return is_getitem(node)
     if is_getitem(node) and packet(source) in BATCH_NORMS:
         return node.args[1] != 0
     schema = schema_of(source)

@@ -10,17 +10,18 @@ from torch.fx import GraphModule, Node
 
 import snnfx.kernels.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers operators
 from snnfx._torch_compat import extract_forward_backward
+from snnfx.capture.timeline import step_timeline
 from snnfx.config import Options
 from snnfx.errors import SnnfxWarning
-from snnfx.passes.analysis.liveness import analyse_liveness
 from snnfx.passes.analysis.opkinds import OpKind
 from snnfx.passes.analysis.packs import Pack, find_packs
 from snnfx.passes.analysis.value_range import ValueRanges, analyse_value_ranges
 from snnfx.passes.cost.graph import backward_nodes, build_cost_graph
-from snnfx.passes.fxgraph import JointRoles, call_nodes, node_bytes, output_args, tensor_value
+from snnfx.passes.fxgraph import JointRoles, call_nodes, tensor_value
 from snnfx.passes.plan.memory_plan import MemoryPlan, SavedTensor, Segment, Timeline
 from snnfx.passes.plan.segments import Checkpoints, choose_checkpoints
 from snnfx.passes.rewrite.accumulation import stack_accumulations
+from snnfx.passes.rewrite.norms import expand_batch_norms
 from snnfx.passes.rewrite.rematerialise import rematerialise
 
 IMPLEMENTED_LEVEL = 1
@@ -44,11 +45,15 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
         roles: its ends.
         options: of the user.
     """
+    if options.lowering == "inductor":
+        expand_batch_norms(joint.graph)
     stack_accumulations(joint.graph)
     ranges = analyse_value_ranges(joint.graph)
     cost = build_cost_graph(joint.graph, roles, ranges, options.compress)
     baseline = _split(joint, roles, _saved_by_default(joint, roles))
-    before = timeline(baseline[0], baseline[1], len(roles.forward_outputs), roles)
+    before = step_timeline(
+        baseline[0].graph, baseline[1].graph, len(roles.forward_outputs)
+    )
     notes = _notes(options)
     flops = sum(cost.nodes[n]["flops"] for n in cost)
     if options.level == 0:
@@ -83,7 +88,7 @@ def _apply(
     )
     joint.graph.lint()
     forward, backward = _split(joint, roles, result.saved)
-    after = timeline(forward, backward, len(roles.forward_outputs), roles)
+    after = step_timeline(forward.graph, backward.graph, len(roles.forward_outputs))
     plan = MemoryPlan(
         level=options.level,
         applied=True,
@@ -107,26 +112,6 @@ def _apply(
         )  # fmt: skip
         return Partition(baseline.forward, baseline.backward, kept_plan)
     return Partition(forward, backward, plan)
-
-
-def timeline(
-    forward: GraphModule, backward: GraphModule, num_outputs: int, roles: JointRoles | None = None
-) -> Timeline:
-    """Predicted activation bytes over a forward and a backward, run in their own order.
-
-    What belongs to the caller does not count: parameters, inputs, and the gradients that the
-    backward returns.
-    """
-    del roles
-    owners = {n.name for n in forward.graph.find_nodes(op="placeholder")}
-    first = analyse_liveness(forward.graph)
-    saved = [n for n in output_args(forward.graph)[num_outputs:] if isinstance(n, Node)]
-    names = {n.name for n in saved if n.name not in owners}
-    placeholders = backward.graph.find_nodes(op="placeholder")
-    owned = {n: node_bytes(n) for n in placeholders if n.name in names}
-    rest = max(0, first.end_bytes - sum(node_bytes(n) for n in saved if n.name in names))
-    second = analyse_liveness(backward.graph, owned, count_results=False)
-    return Timeline(first.timeline_bytes, tuple(b + rest for b in second.timeline_bytes))
 
 
 def _split(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +11,10 @@ from torch.fx import GraphModule
 
 from snnfx._torch_compat import boxed, compile_with_inductor
 from snnfx.config import Options
+from snnfx.errors import KernelError, SnnfxWarning
+from snnfx.lowering.outer import lower_regions
+from snnfx.capture.timeline import step_timeline
+from snnfx.passes.fxgraph import is_on_cpu
 from snnfx.passes.plan.memory_plan import MemoryPlan
 
 BoxedFunction = Callable[[list[Any]], Any]
@@ -18,28 +24,69 @@ class Lowering:
     """The compilers of the halves of one graph.
 
     Attributes:
+        options: of the user.
         plan: of the joint graph, once it is partitioned; None for inference.
+        tangents: how many of the backward's inputs are tangents (its last ones).
+        report: called with the plan when both halves are lowered.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, report: Callable[[MemoryPlan], None]) -> None:
         self.options = options
+        self.report = report
         self.plan: MemoryPlan | None = None
+        self.tangents = 0
+        self.outputs = 0
+        self._forward: GraphModule | None = None
 
     def forward(self, module: GraphModule, example_inputs: Sequence[Any]) -> BoxedFunction:
         """Compile the forward of a training step."""
-        return self._lower(module, example_inputs)
+        if not self._has_regions():
+            return self._whole(module, example_inputs)
+        driving = module.graph.find_nodes(op="placeholder")
+        self._forward = self._lowered(module, driving)
+        return boxed(self._forward)
 
     def backward(self, module: GraphModule, example_inputs: Sequence[Any]) -> BoxedFunction:
         """Compile the backward of a training step."""
-        return self._lower(module, example_inputs)
+        if not self._has_regions():
+            self._finish(None)
+            return self._whole(module, example_inputs)
+        placeholders = module.graph.find_nodes(op="placeholder")
+        lowered = self._lowered(module, placeholders[len(placeholders) - self.tangents :])
+        self._finish(lowered)
+        return boxed(lowered)
 
     def inference(self, module: GraphModule, example_inputs: Sequence[Any]) -> BoxedFunction:
-        """Compile a graph without a backward."""
-        return self._lower(module, example_inputs)
+        """Compile a graph without a backward: nothing is kept, so nothing is packed."""
+        return self._whole(module, example_inputs)
 
-    def _lower(self, module: GraphModule, example_inputs: Sequence[Any]) -> BoxedFunction:
+    def _has_regions(self) -> bool:
+        applied = self.plan is not None and self.plan.applied
+        return applied and self.options.lowering == "inductor"
+
+    def _whole(self, module: GraphModule, example_inputs: Sequence[Any]) -> BoxedFunction:
         if self.options.lowering == "eager":
             return boxed(module)
-        if self.plan is None or not self.plan.applied:
-            return compile_with_inductor(module, example_inputs)
-        return boxed(module)
+        return compile_with_inductor(module, example_inputs)
+
+    def _lowered(self, module: GraphModule, driving: Sequence[Any]) -> GraphModule:
+        """The outer graph with its regions compiled, or the graph itself where that fails."""
+        if not is_on_cpu(module.graph):
+            return module
+        try:
+            return lower_regions(module, driving)
+        except KernelError as error:
+            warnings.warn(
+                f"snnmem runs this graph op by op, since its regions cannot be compiled: {error}",
+                SnnfxWarning,
+                stacklevel=2,
+            )
+            return module
+
+    def _finish(self, backward: GraphModule | None) -> None:
+        if self.plan is None:
+            return
+        if backward is not None and self._forward is not None:
+            timeline = step_timeline(self._forward.graph, backward.graph, self.outputs)
+            self.plan = dataclasses.replace(self.plan, predicted=timeline)
+        self.report(self.plan)

@@ -1,0 +1,151 @@
+"""The outer graph: operators between regions, one call a region, in an order of low memory."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
+
+from snnfx.kernels.region_build import RegionKernel, compile_many
+from snnfx.kernels.region_ir import Program
+from snnfx.lowering.region_call import OutputLayout, RegionCall
+from snnfx.passes.analysis.liveness import last_readers, storage_roots
+from snnfx.passes.fxgraph import (
+    has_static_shape,
+    node_bytes,
+    set_donations,
+    set_value,
+    tensor_value,
+)
+from snnfx.passes.rewrite.regions import Region, find_regions, ordering
+
+Unit = Region | Node
+_kernels: dict[Program, RegionKernel] = {}
+
+
+def lower_regions(module: GraphModule, driving: Iterable[Node]) -> GraphModule:
+    """Compile the regions of a graph, each distinct program once, and build the outer graph.
+
+    Args:
+        module: a forward or a backward, functional; it is not changed.
+        driving: see `snnfx.passes.rewrite.regions.find_regions`.
+
+    Raises:
+        KernelError: there is no C++ compiler, or it refuses a kernel.
+    """
+    driving = tuple(driving)
+    regions = find_regions(module.graph, driving).regions
+    _compile([region.program.program for region in regions])
+    graph, calls = _outer_graph(module.graph, regions, driving)
+    root: dict[str, nn.Module] = {}
+    for name, (node, region) in calls.items():
+        donated = _donations(graph, node, region)
+        set_donations(node, donated)
+        root[name] = RegionCall(region.program, _kernels[region.program.program], donated)
+    for node in graph.find_nodes(op="get_attr"):
+        root[str(node.target)] = getattr(module, str(node.target))
+    outer = GraphModule(root, graph)
+    graph.lint()
+    return outer
+
+
+def _compile(programs: list[Program]) -> None:
+    missing = [p for p in dict.fromkeys(programs) if p not in _kernels]
+    _kernels.update(zip(missing, compile_many(missing), strict=True))
+
+
+def schedule(graph: Graph, regions: Sequence[Region], driving: Iterable[Node]) -> list[Unit]:
+    """Units in the order in which they run: driven ones in graph order, all else on demand."""
+    unit_of: dict[Node, Unit] = {node: region for region in regions for node in region.nodes}
+    leads, before = ordering(graph, driving)
+    done: set[int] = set()
+    order: list[Unit] = []
+
+    def visit(root: Node) -> None:
+        stack: list[tuple[Unit, bool]] = [(unit_of.get(root, root), False)]
+        while stack:
+            unit, ready = stack.pop()
+            if id(unit) in done:
+                continue
+            if ready:
+                done.add(id(unit))
+                order.append(unit)
+                continue
+            stack.append((unit, True))
+            nodes = unit.nodes if isinstance(unit, Region) else (unit,)
+            needed = [s for n in nodes for s in (*n.all_input_nodes, *before.get(n, ()))]
+            # The stack is last in, first out: the first need is pushed last.
+            for source in reversed(needed):
+                other = unit_of.get(source, source)
+                if other is not unit and id(other) not in done:
+                    stack.append((other, False))
+
+    for node in (*leads, *graph.output_node().all_input_nodes):
+        visit(node)
+    return order
+
+
+def _outer_graph(
+    graph: Graph, regions: Sequence[Region], driving: Iterable[Node]
+) -> tuple[Graph, dict[str, tuple[Node, Region]]]:
+    outer = Graph()
+    made: dict[Node, Node] = {}
+    calls: dict[str, tuple[Node, Region]] = {}
+    for node in graph.find_nodes(op="placeholder"):
+        made[node] = outer.node_copy(node)
+    for unit in schedule(graph, regions, driving):
+        if isinstance(unit, Node):
+            if unit not in made:
+                made[unit] = outer.node_copy(unit, lambda n: made[n])
+            continue
+        name = f"region_{len(calls)}"
+        args = tuple(made[spec.node] for spec in unit.program.inputs)
+        call = outer.call_module(name, args)
+        results = [spec.node for spec in unit.program.outputs]
+        set_value(call, tuple(tensor_value(node) for node in results))
+        for position, node in enumerate(results):
+            made[node] = outer.call_function(operator.getitem, (call, position))
+            made[node].meta = dict(node.meta)
+        calls[name] = (call, unit)
+    outer.node_copy(graph.output_node(), lambda n: made[n])
+    return outer, calls
+
+
+def _donations(graph: Graph, call: Node, region: Region) -> dict[int, int]:
+    """For each output of a region, an input of the same layout that dies with the call."""
+    roots = storage_roots(graph)
+    dying = last_readers(graph, roots).get(call, ())
+    args = [arg for arg in call.args if isinstance(arg, Node)]
+    base = region.program.base
+    if not all(isinstance(size, int) for size in base):
+        return {}
+    donated: dict[int, int] = {}
+    for position, spec in enumerate(region.program.outputs):
+        if spec.form is None or not has_static_shape(spec.node):
+            continue
+        output = OutputLayout(spec)
+        strides = output.strides(output.shape(base))  # type: ignore[arg-type]
+        for index, arg in enumerate(args):
+            value = tensor_value(arg)
+            free = index not in donated.values() and _is_only_user(index, args, roots, dying)
+            if value is None or not free or node_bytes(arg) != node_bytes(spec.node):
+                continue
+            kind = region.program.inputs[index].kind
+            if output.is_layout_of(value, kind, base, strides):  # type: ignore[arg-type]
+                donated[position] = index
+                break
+    return donated
+
+
+def _is_only_user(
+    index: int, args: list[Node], roots: dict[Node, tuple[Node, ...]], dying: Iterable[Node]
+) -> bool:
+    """Whether the input's storage dies here, is all its own, and is read through it alone."""
+    own = roots[args[index]]
+    if len(own) != 1 or own[0] not in dying or own[0].op == "placeholder":
+        return False
+    if node_bytes(own[0]) != node_bytes(args[index]):
+        return False
+    return sum(own[0] in roots[arg] for arg in args) == 1
