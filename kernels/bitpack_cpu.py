@@ -3,15 +3,16 @@
 A float becomes a byte by adding 1.5 * 2**23, which rounds it to an integer that stands in the
 lowest bits of the float, and by narrowing those: several times faster than converting it.
 
-Packing float32 with ``lo == 0`` is a product with powers of two over the scale. In layout ``flat``
-at 1 bit, 16 bits of output are one row of a matrix-vector product; in layout ``time`` a byte is the
-sum over its steps. With scale 1 every partial sum is an integer below 2**16; otherwise an element
-is within 2**-22 of its grid value, relatively, so a sum is within 0.1 of its integer.
-All other packing computes one byte a code, each rounded for itself, and gathers the codes
-of a word of 2, 4 or 8 bytes by one multiplication, or of several steps by shifts.
+Packing float32 with ``lo == 0`` is a matrix-vector product with powers of two over the scale: of
+rows of 16 elements in layout ``flat`` at 1 bit, of the transposed steps in layout ``time``. With
+scale 1 every partial sum is an integer below 2**16; otherwise an element is within 2**-22 of its
+grid value, relatively, so a sum is within 0.1 of its integer. All other packing computes one byte
+a code, each rounded for itself, and gathers the codes of a word of 2, 4 or 8 bytes by one
+multiplication, or of several steps by shifts.
 
 Unpacking in layout ``flat`` gathers rows of a table of 256 rows, one per byte, that the reference
-fills, except at 8 bits and where 2 or 4 bits need no arithmetic. Everything else shifts and masks several bytes at a time, then converts.
+fills, except at 8 bits and where 2 or 4 bits need no arithmetic. Everything else shifts and masks
+several bytes at a time, then converts.
 
 Cost: one pass over the larger tensor in memory, about 3 to 6 in the level-2 cache; temporaries of
 at most 7 bytes an element of one chunk. Both layouts assume a little-endian machine, see `ops`.
@@ -190,44 +191,44 @@ def pack_time_into(
         chunk = min(_chunk_elements() // 2, -(-width // 8) * 8)
         is_product = lo == 0 and x.dtype == torch.float32
         merge = (
-            _StepSummer(scale, chunk)
+            _StepProduct(bits, scale, chunk)
             if is_product
             else _StepShifter(x.dtype, bits, scale, lo, chunk)
         )
         for start, byte in itertools.product(range(0, width, chunk), range(packed.shape[0])):
             columns = slice(start, start + chunk)
-            merge(steps[byte * per : (byte + 1) * per, columns], packed[byte, columns], bits)
+            merge(steps[byte * per : (byte + 1) * per, columns], packed[byte, columns])
 
 
-class _StepSummer:
-    """Packs float32 time steps: a sum of steps times powers of two."""
+class _StepProduct:
+    """Packs float32 time steps: their transpose times powers of two."""
 
-    def __init__(self, scale: float, size: int) -> None:
-        self.scale = scale
+    def __init__(self, bits: int, scale: float, size: int) -> None:
+        exponents = torch.arange(8 // bits, dtype=torch.float64) * bits
+        self.weights = (torch.exp2(exponents) / scale).float()
         self.sums = torch.empty(size)
 
-    def __call__(self, steps: torch.Tensor, out: torch.Tensor, bits: int) -> None:
+    def __call__(self, steps: torch.Tensor, out: torch.Tensor) -> None:
         """Pack `steps` [at most 8 / bits, n] into `out` [n]."""
-        sums = self.sums[: out.numel()].fill_(ROUND_BIAS)
-        for j, step in enumerate(steps):
-            torch.add(sums, step, alpha=(1 << (bits * j)) / self.scale, out=sums)
-        _narrow(sums, out.view(torch.int8))
+        sums = self.sums[: out.numel()]
+        torch.mv(steps.t(), self.weights[: steps.shape[0]], out=sums)
+        _narrow(sums.add_(ROUND_BIAS), out.view(torch.int8))
 
 
 class _StepShifter:
     """Packs time steps of any kind: codes as bytes, eight of them shifted at a time."""
 
     def __init__(self, dtype: torch.dtype, bits: int, scale: float, lo: int, size: int) -> None:
-        self.encode = _Encoder(dtype, bits, scale, lo, size)
+        self.bits, self.encode = bits, _Encoder(dtype, bits, scale, lo, size)
         self.codes = torch.zeros(size, dtype=torch.uint8)
         self.bytes = torch.zeros(size, dtype=torch.uint8)
 
-    def __call__(self, steps: torch.Tensor, out: torch.Tensor, bits: int) -> None:
+    def __call__(self, steps: torch.Tensor, out: torch.Tensor) -> None:
         """Pack `steps` [at most 8 / bits, n] into `out` [n]."""
         self.encode(steps[0], self.bytes[: out.numel()])
         for j, step in enumerate(steps[1:], start=1):
             self.encode(step, self.codes[: out.numel()])
-            words = self.codes.view(torch.int64).bitwise_left_shift_(bits * j)
+            words = self.codes.view(torch.int64).bitwise_left_shift_(self.bits * j)
             self.bytes.view(torch.int64).bitwise_or_(words)
         out.copy_(self.bytes[: out.numel()])
 
@@ -321,7 +322,7 @@ def _unpack_steps_into(
 ) -> None:
     """Unpack `packed` ``[bytes, n]`` into `out` ``[T, n]`` along time, `bits` below 8."""
     width = out.shape[1]
-    per, chunk = 8 // bits, _chunk_elements() * bits // 8
+    per, chunk = 8 // bits, _chunk_elements() * bits // 4
     padded = -(-min(chunk, width) // 8) * 8
     words = torch.zeros(padded // 8, dtype=torch.int64)
     codes = torch.empty((per, padded // 8), dtype=torch.int64)
