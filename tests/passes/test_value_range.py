@@ -12,8 +12,6 @@ import pytest
 import torch
 import torch._inductor.lowering
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch._decomp import core_aten_decompositions
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import default_partition
@@ -193,34 +191,6 @@ def test_max_pooling_keeps_spikes(dialect: dict[Any, Any]) -> None:
     assert grids(pools, images(), table=dialect) == [BINARY, BINARY, None]
 
 
-def test_ragged_and_padded_windows_of_pools() -> None:
-    def pools(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        s = spike(x)
-        return (
-            F.avg_pool2d(torch.ones_like(s), 2, padding=1),
-            F.avg_pool2d(s, 2, ceil_mode=True),
-            F.avg_pool2d(s, 4, 3, ceil_mode=True),
-            F.max_pool2d(s[..., :2, :2], 2, padding=1, dilation=3),
-        )
-
-    assert grids(pools, torch.randn(2, 3, 6, 6)) == [QUARTERS, QUARTERS, None, None]
-    assert pools(torch.ones(2, 3, 6, 6))[3].isinf().all()
-
-
-def test_sums_that_round_on_the_way_are_unknown() -> None:
-    def sums(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        tenths = torch.full_like(x, 0.1)
-        return (
-            F.avg_pool2d(tenths, 4),
-            tenths.sum(1),
-            tenths.mean(1),
-            tenths[0] @ torch.ones_like(x[0]),
-            tenths.cumsum(1),
-        )
-
-    assert grids(sums, torch.randn(2, 8, 8)) == [None] * 5
-
-
 @pytest.mark.parametrize("probability", [0.5, 0.2, 0.1, 0.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_dropout_of_spikes_has_two_levels(
@@ -364,17 +334,6 @@ def test_attention_between_spikes_counts_coincidences(dialect: dict[Any, Any]) -
     assert grids(attention, images(), table=dialect) == [whole, eighths, None]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_holds_fewer_counts(dtype: torch.dtype) -> None:
-    def counts(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        s = spike(x)
-        return s.sum(0), s.sum((0, 1)), s.sum((0, 1, 2))
-
-    limit = 256 if dtype is torch.bfloat16 else 2048
-    expected = [Grid(Fraction(1), 0, n) if n <= limit else None for n in (16, 256, 4096)]
-    assert grids(counts, torch.randn(16, 16, 16, 4, dtype=dtype)) == expected
-
-
 def test_symbolic_sizes_do_not_stop_the_analysis() -> None:
     def network(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         s = spike(x).flatten(0, 1)
@@ -393,28 +352,6 @@ def test_unpacking_is_known_from_its_arguments(dialect: dict[Any, Any]) -> None:
     graph = make_fx(unpack, decomposition_table=dialect, tracing_mode="fake")(images()).graph
     ranges = analyse_value_ranges(graph)
     assert ranges.grid(results_of(graph)[1]) == Grid(Fraction(1, 4), -1, 2)
-
-
-@settings(max_examples=1500)
-@given(
-    ends=st.tuples(st.integers(-3, 4), st.integers(-3, 4)),
-    factor=st.floats(-20, 20) | st.integers(1, 10**7).map(lambda n: n / 999983),
-    op=st.sampled_from([aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.clamp_min.default]),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
-)
-def test_arithmetic_with_any_scalar_is_exact_or_unknown(
-    ends: tuple[int, int], factor: float, op: Any, dtype: torch.dtype
-) -> None:
-    lo, hi = sorted(ends)
-    levels = torch.arange(lo, hi + 1).repeat(9).to(dtype)
-    graph = Graph()
-    x = graph.placeholder("x")
-    x.meta["val"] = levels
-    scaled = graph.call_function(op, (x, factor))
-    scaled.meta["val"] = op(levels, factor)
-    grid = analyse_value_ranges(graph, {x: Grid.of(1, lo, hi)}).grid(scaled)
-    if grid is not None:
-        assert all(Fraction(value) in grid for value in scaled.meta["val"].tolist())
 
 
 def test_seeds_are_taken_where_they_fit() -> None:
