@@ -5,7 +5,8 @@
 - `_extract_fwd_bwd_modules`: the calling convention between the two halves (order of saved tensors,
   symbols, opaque objects) is AOTAutograd's own and changes; this function is its definition.
 - `_BoxedCodeGen`: code that takes its arguments as a list and releases them as it goes.
-- `TracingContext`: which inputs the forward overwrites is not said to partitioners otherwise.
+- `InputMutationAOTOutput`: the tracer's description of an output that is copied into an input after
+  the forward; the metadata that lists them is set only after partitioning.
 - `FakeTensorMode` and friends: shapes without memory.
 """
 
@@ -18,11 +19,12 @@ from typing import Any
 import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch import partitioners
+from torch._functorch._aot_autograd.descriptors import InputMutationAOTOutput
 from torch._functorch.partitioners import (
     default_partition,
     min_cut_rematerialization_partition,
 )
-from torch._guards import TracingContext, detect_fake_mode
+from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.graph import _BoxedCodeGen
@@ -40,13 +42,14 @@ __all__ = [
 ]
 
 
-def mutated_inputs(count: int) -> tuple[int, ...]:
-    """Which of the `count` inputs of the graph being traced are overwritten by the forward."""
-    context = TracingContext.try_get()
-    metadata = None if context is None else context.fw_metadata
-    if metadata is None or len(metadata.input_info) != count:
-        return ()
-    return tuple(i for i, info in enumerate(metadata.input_info) if info.mutates_data)
+def mutated_inputs(
+    joint: GraphModule, num_primals: int, num_forward_outputs: int
+) -> tuple[int, ...]:
+    """The positions of the primals that the runtime overwrites when the forward has run."""
+    descriptions = joint.graph.output_node().meta["desc"][:num_forward_outputs]
+    overwritten = {d.mutated_input for d in descriptions if isinstance(d, InputMutationAOTOutput)}
+    placeholders = joint.graph.find_nodes(op="placeholder")[:num_primals]
+    return tuple(i for i, node in enumerate(placeholders) if node.meta["desc"] in overwritten)
 
 
 def extract_forward_backward(

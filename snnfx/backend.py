@@ -51,7 +51,8 @@ def snnmem(
     ) -> tuple[GraphModule, GraphModule]:
         del kwargs
         primals = len(joint_inputs[0])
-        roles = find_roles(joint, primals, num_fwd_outputs, mutated_inputs(primals))
+        mutated = mutated_inputs(joint, primals, num_fwd_outputs)
+        roles = find_roles(joint, primals, num_fwd_outputs, mutated)
         result = partition_joint(joint, roles, parsed)
         lowering.plan = result.plan
         lowering.tangents = len(roles.tangents)

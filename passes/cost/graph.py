@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import networkx as nx
 from torch.fx import Graph, Node
 
-from snnfx.passes.analysis.opkinds import OpKind, kind_of
+from snnfx.passes.analysis.opkinds import BATCH_NORMS, OpKind, kind_of, packet
 from snnfx.passes.analysis.value_range import ValueRanges
 from snnfx.passes.cost.flops import node_flops
 from snnfx.passes.fxgraph import (
@@ -73,13 +73,21 @@ def build_cost_graph(
     for node in forward:
         value = _value_cost(node, roles, ranges if compress else None, backward, node in feeding)
         cost.add_node(node.name, **asdict(value))
-        cost.add_edges_from((source.name, node.name) for source in node.all_input_nodes)
+        cost.add_edges_from((source.name, node.name) for source in _sources(node, roles))
     return cost
 
 
 def backward_nodes(graph: Graph, roles: JointRoles) -> frozenset[Node]:
     """The nodes that depend on a tangent, and what else only they can give: their outputs."""
     return dependents(graph, roles.tangents) - {graph.output_node()}
+
+
+def _sources(node: Node, roles: JointRoles) -> list[Node]:
+    """What the node's value depends on: a batch norm only updates its running statistics."""
+    sources = node.all_input_nodes
+    if packet(node) in BATCH_NORMS:
+        return [source for source in sources if source not in roles.mutated]
+    return sources
 
 
 def _value_cost(
