@@ -97,7 +97,7 @@ def analyse_liveness(
             continue
         alive += sizes[node] if node in roots[node] else 0
         names.append(node.name)
-        timeline.append(alive + _result_bytes(node))
+        timeline.append(alive + _result_bytes(node, sizes))
         alive -= sum(sizes[root] for root in last.get(node, ()))
     return Liveness(tuple(names), tuple(timeline), alive)
 
@@ -108,9 +108,16 @@ def _own_bytes(node: Node) -> int:
     return tensor_bytes(value) if isinstance(value, Tensor) else 0
 
 
-def _result_bytes(node: Node) -> int:
-    """Bytes of several results, all of which exist while their operator runs."""
-    return 0 if isinstance(node_value(node), Tensor) or is_view(node) else node_bytes(node)
+def _result_bytes(node: Node, sizes: Mapping[Node, int]) -> int:
+    """Bytes of several results, all of which exist while their operator runs.
+
+    Not those that do not count, or that are written into an argument.
+    """
+    if isinstance(node_value(node), Tensor) or is_view(node):
+        return 0
+    picked = [user for user in node.users if is_getitem(user)]
+    free = (user for user in picked if donor_of(user) is not None or sizes[user] == 0)
+    return node_bytes(node) - sum(node_bytes(user) for user in free)
 
 
 def _result_roots(graph: Graph, roots: Mapping[Node, tuple[Node, ...]]) -> set[Node]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+import snnfx.kernels.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers operators
 from snnfx.passes.fxgraph import node_value, tensor_value
 from snnfx.passes.rewrite.region_program import (
     REGION_RULES,
@@ -266,6 +267,20 @@ def view(translator: Translator, node: Node) -> Ids:
     if source not in translator.inside:
         return translator.slices(source, source)
     return translator.slices(source, node)
+
+
+@REGION_RULES.rule(aten.repeat)
+def repeat(translator: Translator, node: Node) -> Ids:
+    """The same slice at every time step."""
+    source, counts = node.args
+    value, form = tensor_value(source), translator.form(node)  # type: ignore[arg-type]
+    assert isinstance(counts, (list, tuple))
+    if value is None or form.kind != "split" or any(c != 1 for c in counts[1:]):
+        raise Untranslatable(f"'{node.name}' repeats along a dimension that is not time")
+    ids = translator.slices(source, node)
+    if len(ids) != 1:
+        raise Untranslatable(f"'{node.name}' repeats several time slices")
+    return ids * form.steps
 
 
 @REGION_RULES.rule(aten.select.int)

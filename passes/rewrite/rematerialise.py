@@ -127,7 +127,7 @@ class _Rematerialiser:
         """The node that gives the backward `value`, created before `consumer` if need be."""
         if not self._is_restored(value):
             return self.held.get(value, value)
-        context = consumer if is_heavy(consumer) and self._is_cheap(value) else None
+        context = None if is_elementwise(consumer) or not self._is_cheap(value) else consumer
         self._restore_all(value, context, consumer)
         return self._restored(value, context)
 
@@ -166,7 +166,7 @@ class _Rematerialiser:
 
     def _clone(self, node: Node, context: Node | None, before: Node) -> Node:
         """The same operator on restored inputs; a weight may restore its inputs for itself."""
-        split = is_heavy(node) and context is None
+        split = context is None and not is_elementwise(node)
         sources: dict[Node, Node] = {}
         for source in node.all_input_nodes:
             if split and self._is_restored(source) and self._is_cheap(source):
@@ -256,13 +256,13 @@ class _Rematerialiser:
                     continue
                 seen.add(node)
                 if node in self.recomputed:
-                    cheap = _is_elementwise(node)
+                    cheap = is_elementwise(node)
                     stack.extend(node.all_input_nodes)
             self.cheap[value] = cheap
         return self.cheap[value]
 
 
-def _is_elementwise(node: Node) -> bool:
+def is_elementwise(node: Node) -> bool:
     if is_getitem(node) or is_view(node) or packet(node) in JOINS:
         return True
     target = node.target
