@@ -279,6 +279,14 @@ def test_products_of_spikes_are_spikes(dialect: dict[Any, Any]) -> None:
     assert grids(gates, images(), table=dialect) == [BINARY, BINARY, None]
 
 
+def test_bool_tensors_are_binary_whatever_computes_them(dialect: dict[Any, Any]) -> None:
+    def bools(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        first, second = x > 0, x.isnan()
+        return first + second, first ^ second, torch.isfinite(x), first.any(0), x.bool()
+
+    assert grids(bools, images(), table=dialect) == [BINARY] * 5
+
+
 def test_a_negated_spike_may_be_negative_zero(dialect: dict[Any, Any]) -> None:
     ranges, results = ranges_of_results(
         lambda x: (-spike(x), spike(x) * -1.0), images(), table=dialect
