@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from snnfx.backend import last_plan
-    from snnfx.capture.offline import Capture, capture
+    from snnfx.capture.offline import Capture, capture, plan
     from snnfx.errors import SnnfxError, SnnfxWarning
     from snnfx.passes.plan.memory_plan import MemoryPlan
 
@@ -24,9 +24,10 @@ _HOMES = {
     "SnnfxWarning": "snnfx.errors",
     "capture": "snnfx.capture.offline",
     "last_plan": "snnfx.backend",
+    "plan": "snnfx.capture.offline",
 }
 
-__all__ = ["Capture", "MemoryPlan", "SnnfxError", "SnnfxWarning", "capture", "last_plan"]
+__all__ = ["Capture", "MemoryPlan", "SnnfxError", "SnnfxWarning", "capture", "last_plan", "plan"]
 
 
 def __getattr__(name: str) -> Any:

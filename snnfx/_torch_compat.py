@@ -8,6 +8,9 @@
 - `InputMutationAOTOutput`: the tracer's description of an output that is copied into an input after
   the forward; the metadata that lists them is set only after partitioning.
 - `FakeTensorMode` and friends: shapes without memory.
+- `TorchDynamoException`: what Dynamo raises where it cannot follow a model; its other names are
+  subclasses of this one.
+- `pytree`: arguments of a model as the tracer takes them apart.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 
 import torch
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.exc import TorchDynamoException
 from torch._functorch import partitioners
 from torch._functorch._aot_autograd.descriptors import InputMutationAOTOutput
 from torch._functorch.partitioners import (
@@ -25,12 +29,15 @@ from torch._functorch.partitioners import (
     min_cut_rematerialization_partition,
 )
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.graph import _BoxedCodeGen
+from torch.utils import _pytree as pytree
 
 __all__ = [
+    "FakeTensor",
     "FakeTensorMode",
+    "TorchDynamoException",
     "aot_autograd",
     "boxed",
     "compile_with_inductor",
@@ -39,6 +46,7 @@ __all__ = [
     "extract_forward_backward",
     "min_cut_rematerialization_partition",
     "mutated_inputs",
+    "pytree",
 ]
 
 
@@ -60,14 +68,14 @@ def extract_forward_backward(
 ) -> tuple[GraphModule, GraphModule]:
     """Split a joint graph in two, with `saved` passing from one half to the other."""
     function = partitioners._extract_fwd_bwd_modules
+    added: dict[str, Any] = {"static_lifetime_input_nodes": None}  # by torch 2.12
     known = inspect.signature(function).parameters
-    extra = {"static_lifetime_input_nodes": None}
     return function(
         joint,
         list(saved),
         list(saved_symbols),
         num_fwd_outputs=num_forward_outputs,
-        **{name: value for name, value in extra.items() if name in known},
+        **{name: value for name, value in added.items() if name in known},
     )
 
 

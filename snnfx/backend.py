@@ -70,10 +70,7 @@ def snnmem(
 
 def _record(plan: MemoryPlan, options: Options) -> None:
     _applied[:] = [plan]
-    if options.verbose:
-        print(plan.summary())
-    if options.plan_callback is not None:
-        options.plan_callback(plan)
+    options.report(plan)
 
 
 __all__ = ["last_plan", "snnmem"]

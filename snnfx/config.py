@@ -2,7 +2,7 @@
 
 | variable | values | meaning |
 |---|---|---|
-| ``SNNFX_CHECK`` | 0, 1, 2 | 1 lints graphs after every pass; 2 (the tests) propagates shapes again |
+| ``SNNFX_CHECK`` | 0, 1, 2 | 1 lints graphs after every pass; 2 propagates shapes, too |
 | ``SNNFX_DUMP`` | a folder | write the graphs before and after each pass there |
 """
 
@@ -21,9 +21,12 @@ Lowering = Literal["inductor", "eager"]
 Preference = Literal["speed", "balanced", "memory"]
 MAX_LEVEL = 4
 
-_UNITS = {"": 1, "B": 1}
-_UNITS |= {f"{p}B": 1000**i for i, p in enumerate("KMGT", start=1)}
-_UNITS |= {f"{p}iB": 1024**i for i, p in enumerate("KMGT", start=1)}
+_UNITS = {
+    "": 1,
+    "B": 1,
+    **{f"{prefix}B": 1000**i for i, prefix in enumerate("KMGT", start=1)},
+    **{f"{prefix}iB": 1024**i for i, prefix in enumerate("KMGT", start=1)},
+}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -49,7 +52,7 @@ class Options:
     compress: bool = True
     lowering: Lowering = "inductor"
     verbose: bool = False
-    plan_callback: Callable[[Any], None] | None = None
+    plan_callback: Callable[[Any], object] | None = None
 
     @classmethod
     def parse(cls, given: Mapping[str, Any] | None) -> Options:
@@ -69,6 +72,13 @@ class Options:
                     f"{', '.join(allowed)}.{hint}"
                 )
         return cls(**{name: _CHECKS[name](name, value) for name, value in given.items()})
+
+    def report(self, plan: Any) -> None:
+        """Print a `MemoryPlan` if that was asked for, and pass it to the callback."""
+        if self.verbose:
+            print(plan.summary())
+        if self.plan_callback is not None:
+            self.plan_callback(plan)
 
 
 def parse_bytes(value: int | str) -> int:
@@ -136,7 +146,7 @@ def _budget(name: str, value: Any) -> int | None:
     return None if value is None else parse_bytes(value)
 
 
-def _callback(name: str, value: Any) -> Callable[[Any], None] | None:
+def _callback(name: str, value: Any) -> Callable[[Any], object] | None:
     if value is not None and not callable(value):
         raise OptionError(f"{name}={value!r}; allowed: None, or a function of one MemoryPlan")
     return value

@@ -18,7 +18,7 @@ from snnfx.passes.analysis.packs import Pack, find_packs
 from snnfx.passes.analysis.value_range import ValueRanges, analyse_value_ranges
 from snnfx.passes.cost.graph import backward_nodes, build_cost_graph
 from snnfx.passes.fxgraph import JointRoles, call_nodes, tensor_value
-from snnfx.passes.plan.memory_plan import MemoryPlan, SavedTensor, Segment, Timeline
+from snnfx.passes.plan.memory_plan import MemoryPlan, SavedTensor, Segment
 from snnfx.passes.plan.segments import Checkpoints, choose_checkpoints
 from snnfx.passes.rewrite.accumulation import stack_accumulations
 from snnfx.passes.rewrite.norms import expand_batch_norms
@@ -51,9 +51,7 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
     ranges = analyse_value_ranges(joint.graph)
     cost = build_cost_graph(joint.graph, roles, ranges, options.compress)
     baseline = _split(joint, roles, _saved_by_default(joint, roles))
-    before = step_timeline(
-        baseline[0].graph, baseline[1].graph, len(roles.forward_outputs)
-    )
+    before = step_timeline(baseline[0].graph, baseline[1].graph, len(roles.forward_outputs))
     notes = _notes(options)
     flops = sum(cost.nodes[n]["flops"] for n in cost)
     if options.level == 0:

@@ -24,9 +24,7 @@ def step_timeline(forward: Graph, backward: Graph, num_outputs: int) -> Timeline
     first = analyse_liveness(forward)
     saved = [n for n in output_args(forward)[num_outputs:] if isinstance(n, Node)]
     names = {n.name for n in saved if n.name not in owners}
-    owned = {
-        n: node_bytes(n) for n in backward.find_nodes(op="placeholder") if n.name in names
-    }
+    owned = {n: node_bytes(n) for n in backward.find_nodes(op="placeholder") if n.name in names}
     rest = max(0, first.end_bytes - sum(node_bytes(n) for n in saved if n.name in names))
     second = analyse_liveness(backward, owned, count_results=False)
     return Timeline(first.timeline_bytes, tuple(b + rest for b in second.timeline_bytes))
