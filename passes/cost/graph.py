@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
 
 import networkx as nx
 from torch.fx import Graph, Node
@@ -24,6 +25,9 @@ from snnfx.passes.fxgraph import (
     node_bytes,
     tensor_value,
 )
+
+CostGraph: TypeAlias = "nx.DiGraph[str, dict[str, Any], dict[str, Any]]"
+"""Nodes are names of values, with the attributes of `ValueCost`; edges have none."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class ValueCost:
 
 def build_cost_graph(
     graph: Graph, roles: JointRoles, ranges: ValueRanges, compress: bool = True
-) -> nx.DiGraph:
+) -> CostGraph:
     """The cost graph of all that the forward computes and the backward may need.
 
     Args:
@@ -69,7 +73,7 @@ def build_cost_graph(
     backward = backward_nodes(graph, roles)
     forward = [n for n in graph.nodes if n.op != "output" and n not in backward]
     feeding = ancestors(n for n in roles.forward_outputs if n is not None)
-    cost = nx.DiGraph()
+    cost: CostGraph = nx.DiGraph()
     for node in forward:
         value = _value_cost(node, roles, ranges if compress else None, backward, node in feeding)
         cost.add_node(node.name, **asdict(value))

@@ -108,20 +108,21 @@ class MemoryPlan:
 
     def summary(self) -> str:
         """A few lines for people."""
-        mib = 1024.0 * 1024.0
         if not self.applied:
             return "\n".join(("snnmem: graph left as it is", *(f"  {n}" for n in self.notes)))
+        mib = 1024.0 * 1024.0
+        before, after = self.baseline_peak_bytes / mib, self.predicted_peak_bytes / mib
         extra = 100.0 * self.extra_flops / max(1, self.baseline_flops)
         stored = sum(s.stored_bytes for s in self.saved)
         original = sum(s.original_bytes for s in self.saved)
         lines = [
             f"snnmem level {self.level}, {self.lowering} lowering: predicted activation peak "
-            f"{self.baseline_peak_bytes / mib:.1f} MiB -> {self.predicted_peak_bytes / mib:.1f} MiB",
+            f"{before:.1f} MiB -> {after:.1f} MiB",
             f"  {len(self.segments)} segments; {len(self.packed)} values packed, "
             f"{sum(s.storage == 'kept' for s in self.saved)} kept, "
             f"{sum(s.storage == 'dropped' for s in self.saved)} computed again",
             f"  from forward to backward: {original / mib:.1f} MiB -> {stored / mib:.1f} MiB; "
-            f"recomputation +{extra:.1f}% FLOPs",
+            f"recomputation {extra:+.1f}% FLOPs",
         ]
         return "\n".join((*lines, *(f"  note: {n}" for n in self.notes)))
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import networkx as nx
 
 from snnfx.passes.analysis.opkinds import OpKind
+from snnfx.passes.cost.graph import CostGraph
 
 SOURCE, SINK = ("source",), ("sink",)
 KEPT_KINDS = (OpKind.RANDOM, OpKind.OPAQUE)
@@ -48,7 +49,7 @@ class Checkpoints:
     anchors: frozenset[str]
 
 
-def choose_checkpoints(cost: nx.DiGraph) -> Checkpoints:
+def choose_checkpoints(cost: CostGraph) -> Checkpoints:
     """Choose what to keep: every layer is computed again from its (packed) input."""
     demanded = [name for name, attrs in cost.nodes.items() if attrs["demanded"]]
     relevant = _ancestors(cost, demanded)
@@ -67,7 +68,7 @@ def choose_checkpoints(cost: nx.DiGraph) -> Checkpoints:
     )
 
 
-def weight_inputs(cost: nx.DiGraph, names: Iterable[str]) -> set[str]:
+def weight_inputs(cost: CostGraph, names: Iterable[str]) -> set[str]:
     """What the weights among `names` read: the values whose absence ends a segment."""
     heavy = [n for n in names if _is_weight(cost.nodes[n])]
     return {source for name in heavy for source in cost.predecessors(name)}
@@ -83,14 +84,14 @@ def _is_anchor(attrs: dict[str, object]) -> bool:
     return bool(jumps and attrs["bits"] is not None)
 
 
-def _must_keep(cost: nx.DiGraph, name: str) -> bool:
+def _must_keep(cost: CostGraph, name: str) -> bool:
     """Whether the value cannot be computed again. Of several results each counts by itself."""
     attrs = cost.nodes[name]
     return attrs["kind"] in KEPT_KINDS and attrs["is_tensor"]
 
 
 def _ancestors(
-    cost: nx.DiGraph, names: Iterable[str], stop: Iterable[str] = frozenset()
+    cost: CostGraph, names: Iterable[str], stop: Iterable[str] = frozenset()
 ) -> set[str]:
     reached: set[str] = set()
     stack = list(names)
@@ -103,7 +104,7 @@ def _ancestors(
     return reached
 
 
-def _minimum_cut(cost: nx.DiGraph, relevant: set[str], kept: set[str]) -> set[str]:
+def _minimum_cut(cost: CostGraph, relevant: set[str], kept: set[str]) -> set[str]:
     """The values with the fewest packed bytes that part the weights from each other's inputs."""
     network = nx.DiGraph()
     network.add_nodes_from((SOURCE, SINK))
