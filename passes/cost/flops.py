@@ -9,7 +9,7 @@ from torch.fx import Node
 from torch.utils.flop_counter import flop_registry
 
 from snnfx.passes.analysis.opkinds import packet
-from snnfx.passes.fxgraph import is_getitem, is_view, node_value, numel
+from snnfx.passes.fxgraph import is_getitem, is_view, node_value, numel, size_hint
 
 
 def node_flops(node: Node) -> int:
@@ -25,7 +25,8 @@ def node_flops(node: Node) -> int:
     if packet(node) in flop_registry:
         args = _values(node.args)
         kwargs = {name: _values(arg) for name, arg in node.kwargs.items()}
-        return int(flop_registry[packet(node)](*args, **kwargs, out_val=value))
+        # Not int(): that would fix the symbolic sizes in the formula to what they were.
+        return size_hint(flop_registry[packet(node)](*args, **kwargs, out_val=value))
     values = value if isinstance(value, (tuple, list)) else (value,)
     return sum(numel(item) for item in values if isinstance(item, Tensor))
 
