@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from snnfx.errors import OptionError
@@ -27,7 +28,7 @@ _UNITS = {
     **{f"{prefix}B": 1000**i for i, prefix in enumerate("KMGT", start=1)},
     **{f"{prefix}iB": 1024**i for i, prefix in enumerate("KMGT", start=1)},
 }
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def parse_bytes(value: int | str) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     elif match and match[2] in _UNITS:
-        size = int(float(match[1]) * _UNITS[match[2]])
+        size = int(Fraction(match[1]) * _UNITS[match[2]])
     else:
         size = 0
     if size <= 0:

@@ -54,7 +54,11 @@ class JointTrace:
         """
         self.arguments: tuple[Any, ...] = ()
         self.labels: tuple[str, ...] = ()
-        compiled = torch.compile(model, backend=self._backend, fullgraph=True, dynamic=False)
+
+        def step(*inputs: Any) -> Any:  # compiling the module itself would leave a mark on it
+            return model(*inputs)
+
+        compiled = torch.compile(step, backend=self._backend, fullgraph=True, dynamic=False)
         try:
             with torch.enable_grad():
                 compiled(*args)
