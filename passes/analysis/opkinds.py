@@ -103,7 +103,7 @@ def is_statistic(node: Node) -> bool:
     if packet(source) is torch.ops.snnfx.batch_norm_statistics:
         return is_getitem(node)
     if is_getitem(node) and packet(source) in BATCH_NORMS:
-        return node.args[1] != 0
+        return bool(node.args[1] != 0)
     schema = schema_of(source)
     names = {a.name for a in schema.arguments} if schema is not None else set[str]()
     return small and bool(names & {"dim", "dims", "normalized_shape", "correction"})

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from snnfx.passes.analysis.opkinds import packet
 from snnfx.passes.analysis.value_range import Encoding, ValueRanges
-from snnfx.passes.fxgraph import has_static_shape, node_bytes, tensor_value
+from snnfx.passes.fxgraph import node_bytes, size_hint, tensor_value
 
 aten = torch.ops.aten
 CASTS = frozenset({aten._to_copy, torch.ops.prims.convert_element_type})
@@ -75,7 +75,7 @@ def _is_worth_it(pack: Pack) -> bool:
 def _single(node: Node, ranges: ValueRanges) -> Pack | None:
     encoding = ranges.encoding(node, strict=True)
     order = _dense_order(node)
-    if encoding is None or order is None or not has_static_shape(node):
+    if encoding is None or order is None:
         return None
     return Pack(node, (node,), encoding, "flat", order)
 
@@ -100,7 +100,7 @@ def _stack_dim(stack: Node) -> object:
 def _pack_of_stack(stack: Node, kept: dict[Node, None], ranges: ValueRanges) -> Pack | None:
     steps = stack.args[0]
     assert isinstance(steps, (list, tuple))
-    members = tuple(_uncast(step, kept) for step in steps if isinstance(step, Node))
+    members = tuple(_uncast(step, kept, ranges) for step in steps if isinstance(step, Node))
     encoding = ranges.encoding(stack, strict=True)
     order = _dense_order(stack)
     distinct = len(set(members)) == len(members)
@@ -111,10 +111,14 @@ def _pack_of_stack(stack: Node, kept: dict[Node, None], ranges: ValueRanges) -> 
     return Pack(stack, members, encoding, "time", order)
 
 
-def _uncast(node: Node, kept: dict[Node, None]) -> Node:
-    """The kept value that `node` is a conversion of; itself if it is none."""
+def _uncast(node: Node, kept: dict[Node, None], ranges: ValueRanges) -> Node:
+    """The kept value that `node` is a lossless conversion of; itself if it is none."""
     while node not in kept and packet(node) in CASTS:
-        node = node.all_input_nodes[0]
+        (source,) = node.all_input_nodes
+        # A conversion to bool or to integers keeps the numbers only if it keeps their grid.
+        if ranges.grid(source) != ranges.grid(node):
+            break
+        node = source
     return node
 
 
@@ -135,7 +139,8 @@ def _dense_order(node: Node) -> tuple[int, ...] | None:
     assert value is not None
     if value.is_contiguous():
         return tuple(range(value.dim()))
-    if not has_static_shape(node):
-        return None
-    order = sorted(range(value.dim()), key=lambda d: (-value.stride(d), -value.shape[d]))
+    strides = [
+        (-size_hint(value.stride(d)), -size_hint(value.shape[d])) for d in range(value.dim())
+    ]
+    order = sorted(range(value.dim()), key=strides.__getitem__)
     return tuple(order) if value.permute(order).is_contiguous() else None

@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Graph, Node
 
-from snnfx.passes.analysis.opkinds import BATCH_NORMS, is_heavy, packet
+from snnfx.passes.analysis.opkinds import BATCH_NORMS, packet
 from snnfx.passes.analysis.packs import CASTS, Pack
 from snnfx.passes.fxgraph import (
     JointRoles,
     dependents,
     is_getitem,
     is_view,
+    node_value,
     set_value,
     tensor_value,
 )
@@ -85,15 +86,18 @@ class _Rematerialiser:
     clones: dict[tuple[Node | None, Node], Node] = field(default_factory=dict)
     unpacked: dict[tuple[Node | None, Node, torch.dtype], Node] = field(default_factory=dict)
     packed: dict[Node, Node] = field(default_factory=dict)
+    sizes: dict[Node, list[int | Node]] = field(default_factory=dict)
     cheap: dict[Node, bool] = field(default_factory=dict)
+    steps: dict[Node, tuple[Pack, int]] = field(default_factory=dict)
+    whole: dict[Node, Pack] = field(default_factory=dict)
+    held: dict[Node, Node] = field(default_factory=dict)
 
     def run(self) -> RematerialiseResult:
         self.index = {node: i for i, node in enumerate(self.graph.nodes)}
         tangent_side = dependents(self.graph, self.roles.tangents) - {self.graph.output_node()}
-        self.steps = {
-            member: (pack, t) for pack in self.packs for t, member in enumerate(pack.members)
-        }
-        self.whole = {pack.source: pack for pack in self.packs}
+        for pack in self.packs:
+            self.whole[pack.source] = pack
+            self.steps |= {member: (pack, t) for t, member in enumerate(pack.members)}
         self.held = {n: self._hold(n) for n in self.roles.mutated}
         originals = list(self.graph.nodes)
         for pack in self.packs:
@@ -202,28 +206,25 @@ class _Rematerialiser:
         key = (context, pack.source, value.dtype)
         if key not in self.unpacked:
             shape = [source.shape[d] for d in pack.order]
-            packed = self.packed[pack.source]
-            args = (packed, self._sizes(packed, shape, pack.layout), value.dtype,
-                    pack.encoding.bits, pack.layout, pack.encoding.scale, pack.encoding.lo)  # fmt: skip
-            with source.fake_mode:  # type: ignore[attr-defined]
-                fake = torch.empty(shape, dtype=value.dtype, device=source.device)
+            encoding, sizes = pack.encoding, self.sizes[pack.source]
+            args = (self.packed[pack.source], sizes, value.dtype, encoding.bits, pack.layout,
+                    encoding.scale, encoding.lo)  # fmt: skip
+            fake = source.new_empty(shape, dtype=value.dtype)
             dense = _call(self.graph, torch.ops.snnfx.unpack_bits.default, args, value=fake)
             self.unpacked[key] = self._permute(dense, _inverse(pack.order))
         return self.unpacked[key]
 
-    def _sizes(self, packed: Node, shape: list[object], layout: str) -> list[object]:
-        """Sizes for `unpack_bits`; symbolic ones are read off the packed tensor."""
-        if all(isinstance(size, int) for size in shape):
-            return shape
-        assert layout == "time"
-        sizes: list[object] = []
-        for d, size in enumerate(shape):
-            if not isinstance(size, int):
-                node = self.graph.call_function(aten.sym_size.int, (packed, d))
-                set_value(node, size)
-                size = node
-            sizes.append(size)
-        return sizes
+    def _size(self, source: Node, dim: int) -> int | Node:
+        """One of the sizes of `source`: a number, or a node of the forward that holds it."""
+        value = tensor_value(source)
+        assert value is not None
+        size = value.shape[dim]
+        if isinstance(size, int):
+            return size
+        for primal in self.roles.primals:
+            if str(node_value(primal)) == str(size):
+                return primal
+        return _call(self.graph, aten.sym_size.int, (source, dim), value=size)
 
     def _permute(self, node: Node, order: tuple[int, ...]) -> Node:
         if order == tuple(range(len(order))):
@@ -242,7 +243,10 @@ class _Rematerialiser:
         with self.graph.inserting_after(dense):
             args = (dense, encoding.bits, pack.layout, encoding.scale, encoding.lo)
             fake = torch.ops.snnfx.pack_bits.default(tensor_value(dense), *args[1:])
-            return _call(self.graph, torch.ops.snnfx.pack_bits.default, args, value=fake)
+            packed = _call(self.graph, torch.ops.snnfx.pack_bits.default, args, value=fake)
+        with self.graph.inserting_after(packed):
+            self.sizes[pack.source] = [self._size(pack.source, d) for d in pack.order]
+        return packed
 
     def _is_cheap(self, value: Node) -> bool:
         """Whether `value` comes from kept ones by views, copies and elementwise work alone."""
@@ -263,6 +267,7 @@ class _Rematerialiser:
 
 
 def is_elementwise(node: Node) -> bool:
+    """Whether the node only views, copies, joins or computes element by element."""
     if is_getitem(node) or is_view(node) or packet(node) in JOINS:
         return True
     target = node.target
