@@ -95,8 +95,8 @@ def _expand_backward(graph: Graph, node: Node) -> None:
     dims = [d for d in range(rank) if d != 1]
     build = GraphBuilder(graph, x)
     with graph.inserting_before(node):
-        centred = build.call(aten.sub.Tensor, x, build.as_channels(mean, rank))
-        product = build.call(aten.mul.Tensor, grad, centred)
+        centre = build.as_channels(mean, rank)
+        product = build.call(aten.mul.Tensor, grad, build.call(aten.sub.Tensor, x, centre))
         total = build.call(aten.sum.dim_IntList, grad, dims)
         moment = build.call(aten.sum.dim_IntList, product, dims)
         weight_grad = build.call(aten.mul.Tensor, moment, invstd)
@@ -104,6 +104,8 @@ def _expand_backward(graph: Graph, node: Node) -> None:
         slope = build.call(aten.div.Tensor, build.call(aten.mul.Tensor, weight_grad, invstd), count)
         level = build.call(aten.div.Tensor, total, count)
         flat = build.call(aten.sub.Tensor, grad, build.as_channels(level, rank))
+        # Not the difference from above: the two are in different regions, which would store it.
+        centred = build.call(aten.sub.Tensor, x, centre)
         tilt = build.call(aten.mul.Tensor, centred, build.as_channels(slope, rank))
         rest = build.call(aten.sub.Tensor, flat, tilt)
         result = build.call(aten.mul.Tensor, rest, build.as_channels(scale, rank))

@@ -22,13 +22,16 @@ from torch.fx import Graph, Node
 
 from snnfx.passes.analysis.opkinds import is_random
 from snnfx.passes.fxgraph import dependents, is_getitem, numel, tensor_value
-from snnfx.passes.rewrite import region_rules  # noqa: F401  # pyright: ignore
+from snnfx.passes.rewrite import region_rules  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from snnfx.passes.rewrite.region_program import (
     REGION_RULES,
+    InputSpec,
     RegionProgram,
     Size,
     Translator,
     Untranslatable,
+    base_reference,
+    size_key,
 )
 
 aten = torch.ops.aten
@@ -84,7 +87,15 @@ def find_regions(graph: Graph, driving: Iterable[Node]) -> RegionsResult:
 
 
 def _is_expressible(node: Node, declined: frozenset[Node]) -> bool:
-    return node.op == "call_function" and node.target in REGION_RULES and node not in declined
+    if node.op != "call_function" or node in declined:
+        return False
+    if is_getitem(node):
+        return _is_unbind(node.all_input_nodes[0]) and node.all_input_nodes[0] not in declined
+    return node.target in REGION_RULES
+
+
+def _is_unbind(node: Node) -> bool:
+    return node.target is aten.unbind.int
 
 
 def _distance(source: Node, reader: Node, declined: frozenset[Node]) -> int:
@@ -101,17 +112,19 @@ def ordering(
 ) -> tuple[tuple[Node, ...], dict[Node, tuple[Node, ...]]]:
     """What runs in graph order, and what must run before a node besides its inputs.
 
-    Random numbers are drawn in the order of the plain model, whatever else moves.
+    Random numbers are drawn in the order of the plain model, whatever else moves. What follows
+    from them keeps its order too: were it moved, it could be needed before they may be drawn.
     """
-    driven = dependents(graph, driving)
+    drawn = [n for n in graph.nodes if n.op == "call_function" and is_random(n)]
+    driven = dependents(graph, (*driving, *drawn))
     leads: list[Node] = []
     before: dict[Node, tuple[Node, ...]] = {}
     last: Node | None = None
     for node in graph.nodes:
-        random = node.op == "call_function" and is_random(node)
-        if node.op == "call_function" and (node in driven or random):
-            leads.append(node)
-        if random:
+        if node.op != "call_function" or node not in driven:
+            continue
+        leads.append(node)
+        if is_random(node):
             if last is not None:
                 before[node] = (last,)
             last = node
@@ -174,33 +187,41 @@ def _translate(nodes: list[Node], expelled: dict[Node, str]) -> Region | None:
     base = _base_of(nodes)
     if base is None:
         return None
-    translator = Translator(base, frozenset(nodes))
+    inside = frozenset(nodes)
+    translator = Translator(base, inside)
     missing: set[Node] = set()
     for node in nodes:
         if not missing.isdisjoint(node.all_input_nodes):
             missing.add(node)
             continue
         try:
+            if _is_tuple(node) and not inside.issuperset(node.users):
+                raise Untranslatable(f"'{node.name}' is used in several places")
             translator.translate(node)
         except Untranslatable as reason:
             expelled[node] = str(reason)
             missing.add(node)
-    if missing:
+    results = [n for n in nodes if not inside.issuperset(n.users) and not _is_tuple(n)]
+    if missing or not results:
         return None
-    inside = frozenset(nodes)
-    results = [n for n in nodes if any(u not in inside for u in n.users) and not _is_tuple(n)]
-    try:
-        program = translator.finish(results)
-    except Untranslatable as reason:
-        expelled[results[0]] = str(reason)
+    program = translator.finish(results)
+    if not _shows_sizes(program.inputs, base):
+        expelled.update(dict.fromkeys(nodes, "no input shows the sizes of the region"))
         return None
-    return Region(tuple(nodes), program) if results else None
+    return Region(tuple(nodes), program)
+
+
+def _shows_sizes(inputs: tuple[InputSpec, ...], base: tuple[Size, ...]) -> bool:
+    """Whether the base space is known when the region runs."""
+    is_static = all(isinstance(size, int) for size in base)
+    return is_static or base_reference(inputs, base) is not None
 
 
 def _base_of(nodes: list[Node]) -> tuple[Size, ...] | None:
     """The base space: the shape of a time slice, if slices occur, else the commonest big shape."""
-    shapes: Counter[tuple[Size, ...]] = Counter()
-    sliced: Counter[tuple[Size, ...]] = Counter()
+    shapes: Counter[tuple[object, ...]] = Counter()
+    sliced: Counter[tuple[object, ...]] = Counter()
+    sizes: dict[tuple[object, ...], tuple[Size, ...]] = {}
     largest = 0
     operators = 0
     for node in nodes:
@@ -208,24 +229,38 @@ def _base_of(nodes: list[Node]) -> tuple[Size, ...] | None:
         if value is None:
             continue
         largest = max(largest, numel(value))
-        operators += node.target not in VIEWS
-        shape = tuple(value.shape)
-        shapes[shape] += numel(value)
-        if node.target in (aten.select.int,) or is_getitem(node):
-            sliced[shape] += 1
-        elif node.target is aten.stack.default or "pack_bits" in str(node.target):
-            sliced[shape[1:]] += 1
+        # Packing counts double: it is worth a kernel alone, in the layout that is read next.
+        operators += 2 if node.target in PACKINGS else node.target not in VIEWS
+        for counter, shape, weight in (
+            (shapes, tuple(value.shape), numel(value)),
+            (sliced, _slice_shape(node, value), 1),
+        ):
+            if shape is not None:
+                key = tuple(size_key(size) for size in shape)
+                sizes[key] = shape
+                counter[key] += weight
     if largest < MIN_ELEMENTS or operators < MIN_OPERATORS:
         return None
-    return (sliced or shapes).most_common(1)[0][0]
+    return sizes[(sliced or shapes).most_common(1)[0][0]]
 
 
+def _slice_shape(node: Node, value: torch.Tensor) -> tuple[Size, ...] | None:
+    """The shape of a time slice, if the node takes slices or puts them together."""
+    if is_getitem(node) or (node.target is aten.select.int and node.args[1] == 0):
+        return tuple(value.shape)
+    along_time = node.target in PACKINGS and "time" in node.args
+    if along_time or (node.target is aten.stack.default and node.args[1:] in ((), (0,))):
+        return tuple(value.shape[1:])
+    return None
+
+
+PACKINGS = frozenset({torch.ops.snnfx.pack_bits.default, torch.ops.snnfx.unpack_bits.default})
 VIEWS = frozenset(
     {aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim,
-     aten.select.int, aten.expand.default, aten.alias.default, aten.detach.default}
+     aten.select.int, aten.expand.default, aten.alias.default, aten.detach.default,
+     aten.unbind.int, aten.reshape.default}
 )  # fmt: skip
 
 
 def _is_tuple(node: Node) -> bool:
     return tensor_value(node) is None
-

@@ -7,14 +7,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch.fx import GraphModule
+from torch import Tensor
+from torch.fx import GraphModule, Node
 
 from snnfx._torch_compat import boxed, compile_with_inductor
+from snnfx.capture.timeline import step_timeline
 from snnfx.config import Options
 from snnfx.errors import KernelError, SnnfxWarning
 from snnfx.lowering.outer import lower_regions
-from snnfx.capture.timeline import step_timeline
-from snnfx.passes.fxgraph import is_on_cpu
+from snnfx.passes.fxgraph import is_on_cpu, output_args, set_value, tensor_value
 from snnfx.passes.plan.memory_plan import MemoryPlan
 
 BoxedFunction = Callable[[list[Any]], Any]
@@ -37,13 +38,21 @@ class Lowering:
         self.tangents = 0
         self.outputs = 0
         self._forward: GraphModule | None = None
+        self._saved: dict[str, Tensor | None] = {}
 
     def forward(self, module: GraphModule, example_inputs: Sequence[Any]) -> BoxedFunction:
         """Compile the forward of a training step."""
         if not self._has_regions():
             return self._whole(module, example_inputs)
+        names = [getattr(result, "name", None) for result in output_args(module.graph)]
         driving = module.graph.find_nodes(op="placeholder")
         self._forward = self._lowered(module, driving)
+        results = output_args(self._forward.graph)
+        self._saved = {
+            name: tensor_value(result)
+            for name, result in zip(names, results, strict=True)
+            if name is not None and isinstance(result, Node)
+        }
         return boxed(self._forward)
 
     def backward(self, module: GraphModule, example_inputs: Sequence[Any]) -> BoxedFunction:
@@ -52,6 +61,10 @@ class Lowering:
             self._finish(None)
             return self._whole(module, example_inputs)
         placeholders = module.graph.find_nodes(op="placeholder")
+        for node in placeholders:
+            value = self._saved.get(node.name)
+            if value is not None:
+                set_value(node, value)  # with the strides that the forward gave it
         lowered = self._lowered(module, placeholders[len(placeholders) - self.tangents :])
         self._finish(lowered)
         return boxed(lowered)

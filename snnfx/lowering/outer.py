@@ -19,6 +19,7 @@ from snnfx.passes.fxgraph import (
     set_value,
     tensor_value,
 )
+from snnfx.passes.rewrite.layout import prefer_channels_last
 from snnfx.passes.rewrite.regions import Region, find_regions, ordering
 
 Unit = Region | Node
@@ -29,13 +30,14 @@ def lower_regions(module: GraphModule, driving: Iterable[Node]) -> GraphModule:
     """Compile the regions of a graph, each distinct program once, and build the outer graph.
 
     Args:
-        module: a forward or a backward, functional; it is not changed.
+        module: a forward or a backward, functional; layouts are changed in it.
         driving: see `snnfx.passes.rewrite.regions.find_regions`.
 
     Raises:
         KernelError: there is no C++ compiler, or it refuses a kernel.
     """
     driving = tuple(driving)
+    prefer_channels_last(module.graph)
     regions = find_regions(module.graph, driving).regions
     _compile([region.program.program for region in regions])
     graph, calls = _outer_graph(module.graph, regions, driving)

@@ -1,0 +1,211 @@
+"""Channels-last activations for convolutions and pooling on the CPU.
+
+oneDNN works on channels-last tensors; given row-major ones it copies the input and the output of
+each convolution, in memory that nobody sees and in time. So what such operators read is converted,
+by a `clone` that a fused region takes in for nothing, and the new strides are followed through the
+graph. Results of the graph keep the strides that they had; packed tensors, which only `unpack_bits`
+reads, take those of their source.
+
+For the compiled lowering only: other strides mean other orders of summation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+import snnfx.kernels.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
+from snnfx.passes.fxgraph import node_value, numel, output_args, set_value, tensor_value
+
+aten = torch.ops.aten
+PACK, UNPACK = torch.ops.snnfx.pack_bits.default, torch.ops.snnfx.unpack_bits.default
+CHANNELS_LAST = torch.channels_last
+READS_CHANNELS_LAST: dict[Any, tuple[int, ...]] = {
+    aten.convolution.default: (0,),
+    aten.convolution_backward.default: (0, 1),
+    aten.avg_pool2d.default: (0,),
+    aten.avg_pool2d_backward.default: (0, 1),
+    aten.max_pool2d_with_indices.default: (0,),
+    aten.max_pool2d_with_indices_backward.default: (0, 1),
+}
+"""Operators that are at their best on channels-last inputs, and which arguments those are."""
+
+DTYPES = (torch.float32, torch.float64)
+ACTIVATION_RATIO = 2
+"""A convolution is converted if its activations hold this many times the elements of its weight."""
+
+
+@dataclass(frozen=True)
+class LayoutResult:
+    """How many conversions were inserted."""
+
+    changed: int
+
+
+def prefer_channels_last(graph: Graph) -> LayoutResult:
+    """Convert what convolutions and pooling read, and propagate the new strides.
+
+    Left alone: graphs without a convolution of float images, with symbolic sizes, or with
+    operators that fix strides by themselves.
+    """
+    if not _is_supported(graph):
+        return LayoutResult(0)
+    changed = 0
+    strides = {n: value.stride() for n in graph.nodes if (value := tensor_value(n)) is not None}
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        wanted = CHANNELS_LAST if _is_activation_bound(node) else torch.contiguous_format
+        for position in READS_CHANNELS_LAST.get(node.target, ()):
+            changed += _convert(graph, node, position, wanted)
+        _propagate(graph, node)
+    for result in output_args(graph):
+        if isinstance(result, Node) and result.target is not PACK:
+            _restore(graph, result, strides.get(result))
+    graph.lint()
+    return LayoutResult(changed)
+
+
+def _is_supported(graph: Graph) -> bool:
+    has_convolution = False
+    for node in graph.nodes:
+        value = tensor_value(node)
+        if node.target is aten.as_strided.default:
+            return False
+        if value is not None and not all(isinstance(size, int) for size in value.shape):
+            return False
+        if node.target is aten.convolution.default:
+            has_convolution |= value is not None and _is_image(value)
+        elif node.target is aten.convolution_backward.default:
+            operand = tensor_value(node.all_input_nodes[0])
+            has_convolution |= operand is not None and _is_image(operand)
+    return has_convolution
+
+
+def _is_image(value: Tensor) -> bool:
+    return value.dim() == 4 and value.dtype in DTYPES and value.device.type == "cpu"
+
+
+def _is_activation_bound(node: Node) -> bool:
+    """Not a convolution of large weights on small images: oneDNN would reorder the weights."""
+    weight = {aten.convolution.default: 1, aten.convolution_backward.default: 2}.get(node.target)
+    if weight is None:
+        return True
+    sizes = [numel(v) for n in node.args[: weight + 1] if (v := _value(n)) is not None]
+    return sum(sizes[:-1]) >= ACTIVATION_RATIO * sizes[-1]
+
+
+def _value(arg: object) -> Tensor | None:
+    return tensor_value(arg) if isinstance(arg, Node) else None
+
+
+def _convert(graph: Graph, node: Node, position: int, wanted: torch.memory_format) -> int:
+    source = node.args[position]
+    value = tensor_value(source) if isinstance(source, Node) else None
+    if value is None or not _is_image(value):
+        return 0
+    if value.is_contiguous(memory_format=wanted):
+        return 0
+    with graph.inserting_before(node):
+        copy = graph.call_function(aten.clone.default, (source,), {"memory_format": wanted})
+    set_value(copy, _compute(copy))
+    node.update_arg(position, copy)
+    return 1
+
+
+def _compute(node: Node) -> Any:
+    assert callable(node.target)
+    args = map_arg(node.args, node_value)
+    kwargs = map_arg(node.kwargs, node_value)
+    mode = _fake_mode(node)
+    with mode:
+        return node.target(*args, **kwargs)
+
+
+def _fake_mode(node: Node) -> Any:
+    for source in (node, *node.all_input_nodes):
+        value = tensor_value(source)
+        if value is not None:
+            return value.fake_mode  # type: ignore[attr-defined]
+    return torch.no_grad()
+
+
+def _propagate(graph: Graph, node: Node) -> None:
+    """Compute again what the node gives, from the new strides of its inputs."""
+    if node.target is aten.stack.default:
+        value = _stacked(node)
+    elif node.target in (PACK, UNPACK):
+        value = _recoded(node)
+    else:
+        try:
+            value = _compute(node)
+        except (RuntimeError, ValueError):
+            # A view that the new strides do not allow: it gets a row-major copy to look at.
+            _make_contiguous(graph, node)
+            value = _compute(node)
+    set_value(node, value)
+
+
+def _make_contiguous(graph: Graph, node: Node) -> None:
+    source = node.args[0]
+    assert isinstance(source, Node)
+    with graph.inserting_before(node):
+        copy = graph.call_function(
+            aten.clone.default, (source,), {"memory_format": torch.contiguous_format}
+        )
+    set_value(copy, _compute(copy))
+    node.update_arg(0, copy)
+
+
+def _stacked(node: Node) -> Tensor:
+    """A stack along dim 0 as a region writes it: each slice with the strides that it has."""
+    value = _compute(node)
+    parts = node.args[0]
+    assert isinstance(parts, (list, tuple))
+    first = tensor_value(parts[0]) if isinstance(parts[0], Node) else None
+    dim = node.args[1] if len(node.args) > 1 else 0
+    if first is None or dim != 0:
+        return value
+    return _with_order(value, (0, *(d + 1 for d in _order(first))))
+
+
+def _recoded(node: Node) -> Tensor:
+    """Packed or unpacked along time, as a region writes it: laid out as what it comes from."""
+    value = _compute(node)
+    source = tensor_value(node.all_input_nodes[0])
+    if source is None or source.dim() != value.dim():
+        return value
+    order = _order(source)
+    return _with_order(value, order) if order[0] == 0 else value
+
+
+def _order(value: Tensor) -> tuple[int, ...]:
+    dims = range(value.dim())
+    return tuple(sorted(dims, key=lambda d: (-value.stride(d), -value.shape[d], d)))
+
+
+def _with_order(value: Tensor, order: tuple[int, ...]) -> Tensor:
+    """An empty tensor like `value`, its dimensions laid out in this order."""
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    with value.fake_mode:  # type: ignore[attr-defined]
+        return value.new_empty([value.shape[d] for d in order]).permute(inverse)
+
+
+def _restore(graph: Graph, node: Node, strides: tuple[int, ...] | None) -> None:
+    """Return a row-major copy where the result used to be row-major."""
+    value = tensor_value(node)
+    if value is None or strides is None or value.stride() == strides or value.numel() <= 1:
+        return
+    # Right behind the original, so that gradients of weights are not alive twice to the end.
+    with graph.inserting_after(node):
+        copy = graph.call_function(
+            aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
+        )
+    copy.meta = dict(node.meta)
+    set_value(copy, _compute(copy))
+    graph.output_node().replace_input_with(node, copy)
