@@ -1,0 +1,171 @@
+"""Sums of `select_backward` become stacks with the very same bits, or are left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from snnfx.passes.rewrite.accumulation import AccumulationResult, stack_accumulations
+
+aten = torch.ops.aten
+SPECIAL = (0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, 3.4e38, 1.5, -2.25)
+NOTHING = AccumulationResult(0, 0)
+
+
+def traced(function: Callable[..., Tensor], *args: Tensor) -> GraphModule:
+    return make_fx(function, tracing_mode="fake")(*args)
+
+
+def sum_of_steps(order: list[int], sizes: list[int], dim: int = 0) -> Callable[..., Tensor]:
+    """The gradient of the steps of a tensor of `sizes`, added up in `order`."""
+
+    def run(*slices: Tensor) -> Tensor:
+        total = aten.select_backward(slices[0], sizes, dim, order[0])
+        for step, piece in zip(order[1:], slices[1:], strict=True):
+            total = aten.add(total, aten.select_backward(piece, sizes, dim, step))
+        return total
+
+    return run
+
+
+def calls(module: GraphModule) -> list[object]:
+    return [node.target for node in module.graph.nodes if node.op == "call_function"]
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The bits of floats, so that -0.0 and the payload of a NaN count."""
+    kinds = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+    return tensor.contiguous().view(kinds[tensor.element_size()])
+
+
+def assert_same_bits(module: GraphModule, *args: Tensor) -> AccumulationResult:
+    before = module(*args)
+    result = stack_accumulations(module.graph)
+    module.graph.lint()
+    module.recompile()
+    after = module(*args)
+    assert after.stride() == before.stride()
+    assert torch.equal(bits(after), bits(before))
+    return result
+
+
+@given(
+    st.permutations(range(4)),
+    st.lists(st.sampled_from(SPECIAL), min_size=12, max_size=12),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+)
+@settings(max_examples=40)
+def test_every_bit_of_the_sum_stays_in_any_order_of_steps(
+    order: list[int], numbers: list[float], dtype: torch.dtype
+) -> None:
+    slices = torch.tensor(numbers, dtype=torch.float64).to(dtype).view(4, 3).unbind()
+    module = traced(sum_of_steps(list(order), [4, 3]), *slices)
+    assert assert_same_bits(module, *slices) == AccumulationResult(1, 4)
+    assert aten.select_backward.default not in calls(module)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_negative_zeros_come_out_as_the_sum_makes_them(dtype: torch.dtype) -> None:
+    slices = torch.full((3, 2), -0.0, dtype=dtype).unbind()
+    module = traced(sum_of_steps([2, 1, 0], [3, 2]), *slices)
+    assert assert_same_bits(module, *slices).changed == 1
+    assert not torch.signbit(module(*slices)).any()
+
+
+def test_steps_counted_from_the_end_are_the_same_steps() -> None:
+    slices = torch.randn(3, 2).unbind()
+    module = traced(sum_of_steps([-1, 0, -2], [3, 2]), *slices)
+    assert assert_same_bits(module, *slices).changed == 1
+
+
+def test_the_gradient_of_a_loop_over_time_becomes_one_stack() -> None:
+    def gradient(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        state = torch.zeros_like(x[0])
+        for step in range(x.shape[0]):
+            state = torch.tanh(state * 0.5 + x[step])
+        return torch.autograd.grad(state.sum(), x)[0]
+
+    x = torch.randn(5, 2, 3)
+    module = traced(gradient, x)
+    assert calls(module).count(aten.select_backward.default) == 5
+    assert assert_same_bits(module, x) == AccumulationResult(1, 5)
+    assert calls(module).count(aten.stack.default) == 1
+    assert stack_accumulations(module.graph) == NOTHING
+
+
+def test_two_sums_become_two_stacks() -> None:
+    def run(a: Tensor, b: Tensor) -> Tensor:
+        first = sum_of_steps([0, 1], [2, 3])(a, b)
+        second = sum_of_steps([1, 0], [2, 3])(a, b)
+        return first * second
+
+    pieces = (torch.randn(3), torch.randn(3))
+    assert assert_same_bits(traced(run, *pieces), *pieces) == AccumulationResult(2, 4)
+
+
+def test_the_new_nodes_know_their_values() -> None:
+    slices = torch.randn(3, 2).unbind()
+    module = traced(sum_of_steps([2, 1, 0], [3, 2]), *slices)
+    stack_accumulations(module.graph)
+    (stack,) = (node for node in module.graph.nodes if node.target is aten.stack.default)
+    for node in (stack, *stack.all_input_nodes):
+        assert node.meta["val"].shape == ((3, 2) if node is stack else (2,))
+
+
+def missing_step(*slices: Tensor) -> Tensor:
+    return sum_of_steps([0, 1, 2], [4, 3])(*slices)
+
+
+def repeated_step(*slices: Tensor) -> Tensor:
+    return sum_of_steps([0, 1, 1], [3, 3])(*slices)
+
+
+def scaled_term(*slices: Tensor) -> Tensor:
+    terms = [aten.select_backward(piece, [3, 3], 0, t) for t, piece in enumerate(slices)]
+    return aten.add(aten.add(terms[0], terms[1]), terms[2], alpha=2)
+
+
+def mixed_dimensions(*slices: Tensor) -> Tensor:
+    first = aten.select_backward(slices[0], [3, 3], 0, 0)
+    second = aten.select_backward(slices[1], [3, 3], 1, 1)
+    return aten.add(aten.add(first, second), aten.select_backward(slices[2], [3, 3], 0, 2))
+
+
+def constant_term(*slices: Tensor) -> Tensor:
+    return aten.add(sum_of_steps([0, 1, 2], [3, 3])(*slices), 1.0)
+
+
+def inner_sum_is_used_elsewhere(*slices: Tensor) -> Tensor:
+    terms = [aten.select_backward(piece, [3, 3], 0, t) for t, piece in enumerate(slices)]
+    inner = aten.add(terms[0], terms[1])
+    return aten.mul(aten.add(inner, terms[2]), inner)
+
+
+def inner_dimension(*slices: Tensor) -> Tensor:
+    return sum_of_steps([0, 1, 2], [3, 3], dim=1)(*slices)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [missing_step, repeated_step, scaled_term, mixed_dimensions, inner_sum_is_used_elsewhere],
+)
+def test_other_sums_are_left_alone(function: Callable[..., Tensor]) -> None:
+    slices = torch.randn(3, 3).unbind()
+    module = traced(function, *slices)
+    before = calls(module)
+    assert assert_same_bits(module, *slices) == NOTHING
+    assert calls(module) == before
+
+
+@pytest.mark.parametrize("function", [constant_term, inner_dimension])
+def test_sums_next_to_something_else_keep_their_bits(function: Callable[..., Tensor]) -> None:
+    slices = torch.tensor(SPECIAL).view(3, 3).unbind()
+    assert_same_bits(traced(function, *slices), *slices)
