@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,12 @@ class JointRoles:
     forward_outputs: tuple[Node | None, ...]
     backward_outputs: tuple[Node | None, ...]
     mutated: frozenset[Node]
+
+    def refreshed(self, module: GraphModule) -> JointRoles:
+        """The roles after a rewrite that replaced results but kept placeholders."""
+        outputs = output_args(module.graph)
+        count = len(self.forward_outputs)
+        return replace(self, forward_outputs=outputs[:count], backward_outputs=outputs[count:])
 
 
 def output_args(graph: Graph) -> tuple[Any, ...]:

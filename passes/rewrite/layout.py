@@ -35,6 +35,12 @@ READS_CHANNELS_LAST: dict[Any, tuple[int, ...]] = {
 }
 """Operators that are at their best on channels-last inputs, and which arguments those are."""
 
+WEIGHTS: dict[Any, int] = {
+    aten.convolution.default: 1,
+    aten.convolution_backward.default: 2,
+}
+"""Which argument is the weight."""
+
 DTYPES = (torch.float32, torch.float64)
 ACTIVATION_RATIO = 2
 """A convolution is converted if its activations hold this many times the elements of its weight."""
@@ -93,9 +99,9 @@ def _is_image(value: Tensor) -> bool:
 
 def _is_activation_bound(node: Node) -> bool:
     """Not a convolution of large weights on small images: oneDNN would reorder the weights."""
-    weight = {aten.convolution.default: 1, aten.convolution_backward.default: 2}.get(node.target)
-    if weight is None:
+    if node.target not in WEIGHTS:
         return True
+    weight = WEIGHTS[node.target]
     sizes = [numel(v) for n in node.args[: weight + 1] if (v := _value(n)) is not None]
     return sum(sizes[:-1]) >= ACTIVATION_RATIO * sizes[-1]
 

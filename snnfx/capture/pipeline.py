@@ -47,14 +47,15 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
         roles: its ends.
         options: of the user.
     """
-    if options.lowering == "inductor":
-        expand_batch_norms(joint.graph)
-    stack_accumulations(joint.graph)
-    ranges = analyse_value_ranges(joint.graph)
-    cost = build_cost_graph(joint.graph, roles, ranges, options.compress)
     baseline = _baseline(joint, roles, options)
     if options.level == 0:
         return _noted(baseline, "level 0 leaves the graph as it is")
+    if options.lowering == "inductor":
+        expand_batch_norms(joint.graph)
+    stack_accumulations(joint.graph)
+    roles = roles.refreshed(joint)
+    ranges = analyse_value_ranges(joint.graph)
+    cost = build_cost_graph(joint.graph, roles, ranges, options.compress)
     checkpoints = choose_checkpoints(cost)
     if not checkpoints.anchors:
         return _noted(baseline, NO_SPIKES)
