@@ -81,7 +81,7 @@ def _is_weight(attrs: dict[str, object]) -> bool:
 
 def _is_anchor(attrs: dict[str, object]) -> bool:
     jumps = attrs["kind"] is OpKind.THRESHOLD and attrs["feeds_forward"]
-    return bool(jumps and attrs["bits"] is not None)
+    return bool(jumps and attrs["is_tensor"])
 
 
 def _must_keep(cost: CostGraph, name: str) -> bool:
