@@ -7,10 +7,14 @@ tuple of value ids, one a slice; views that only regroup time cost nothing.
 
 Rules are registered in `REGION_RULES`, see `region_rules`. A rule that meets a form it does not
 know raises `Untranslatable`: the node then stays outside of regions.
+
+Results of bfloat16 operators are rounded one by one, as ATen's are: what is proven of their values
+(that spikes times a scale lie on a grid) then holds for the region's values too.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,9 +33,10 @@ from snnfx.kernels.region_ir import (
     Store,
     value_dtype_of,
 )
-from snnfx.passes.fxgraph import is_getitem, tensor_value
+from snnfx.passes.fxgraph import tensor_value
 from snnfx.passes.optable import OpTable
 
+aten = torch.ops.aten
 FormKind = Literal["plain", "split", "merged"]
 Size = int | torch.SymInt
 Ids = tuple[int, ...]
@@ -89,17 +94,41 @@ class RegionProgram:
     outputs: tuple[OutputSpec, ...]
 
 
+NARROW_OPERATIONS = frozenset({"where", "neg", "abs", "relu", "sign", "maximum", "minimum"})
+"""Operations whose results are bfloat16 numbers if their arguments are."""
+
+NUMBER_TENSORS = frozenset({aten.scalar_tensor.default, aten.full.default})
+"""Operators whose last argument is the number that fills a tensor."""
+
 RegionRule = Callable[["Translator", Node], Ids | Items]
 REGION_RULES: OpTable[RegionRule] = OpTable("region")
 
 
+def size_key(size: Size) -> object:
+    """Something hashable that is equal for sizes that are known to be equal."""
+    return size if isinstance(size, int) else size.node.expr
+
+
 def same_size(left: Size, right: Size) -> bool:
     """Whether two sizes are known to be equal; symbolic ones are compared as expressions."""
-    if isinstance(left, int) and isinstance(right, int):
-        return left == right
-    if isinstance(left, int) or isinstance(right, int):
-        return False
-    return bool(left.node.expr == right.node.expr)
+    return bool(size_key(left) == size_key(right))
+
+
+def known_number(arg: Any) -> float | int | bool | None:
+    """The number that an operand is: itself, or what a tensor without dims is made of."""
+    if isinstance(arg, (bool, int, float)):
+        return arg
+    if not isinstance(arg, Node) or arg.target not in NUMBER_TENSORS:
+        return None
+    value, number = tensor_value(arg), arg.args[-1]
+    if value is None or value.dim() or not isinstance(number, (bool, int, float)):
+        return None
+    return torch.tensor(number, dtype=value.dtype).item()
+
+
+def is_bfloat16(value: float) -> bool:
+    """Whether a number is a bfloat16 (NaN does not count)."""
+    return torch.tensor(value, dtype=torch.bfloat16).item() == value
 
 
 def same_shape(left: Sequence[Size], right: Sequence[Size]) -> bool:
@@ -131,6 +160,18 @@ def _ratio(whole: Size, part: Size) -> int | None:
     return int(ratio) if ratio.is_Integer else None
 
 
+def base_reference(
+    inputs: Sequence[InputSpec], base: Sequence[Size]
+) -> tuple[int, FormKind, int] | None:
+    """An input whose shape shows the sizes of the base space: position, kind, time steps."""
+    for position, spec in enumerate(inputs):
+        value = tensor_value(spec.node)
+        form = None if value is None else form_of(value.shape, base)
+        if form is not None:
+            return position, form.kind, form.steps
+    return None
+
+
 @dataclass
 class Translator:
     """Builds one region's program, node by node."""
@@ -143,6 +184,8 @@ class Translator:
     values: dict[Node, Ids | Items] = field(default_factory=dict)
     inputs: dict[InputSpec, int] = field(default_factory=dict)
     sums: dict[Node, tuple[Ids, tuple[int, ...]]] = field(default_factory=dict)
+    _constants: dict[tuple[str, torch.dtype], int] = field(default_factory=dict)
+    _narrow: set[int] = field(default_factory=set)
 
     def translate(self, node: Node) -> None:
         """Translate one node, whose inputs from the region are translated already.
@@ -153,7 +196,13 @@ class Translator:
         rule = REGION_RULES.find(node.target)
         if rule is None:
             raise Untranslatable(f"no region rule for {node.target}")
-        self.values[node] = rule(self, node)
+        values = rule(self, node)
+        result = tensor_value(node)
+        if result is not None and node not in self.sums:
+            self.form(node)
+            if result.dtype == torch.bfloat16:
+                values = tuple(self._rounded(value) for value in values)  # type: ignore[arg-type]
+        self.values[node] = values
 
     def form(self, node: Node) -> Form:
         """The form of a node's tensor."""
@@ -183,8 +232,9 @@ class Translator:
 
     def operand(self, arg: Any, like: Node, dtype: torch.dtype) -> Ids:
         """As `slices`, converted to `dtype`; numbers become constants."""
-        if isinstance(arg, (bool, int, float)):
-            return (self.constant(arg, dtype),)
+        number = known_number(arg)
+        if number is not None:
+            return (self.constant(number, dtype),)
         return tuple(self.cast(i, dtype) for i in self.slices(arg, like))
 
     def _load(self, arg: Node, form: Form) -> Ids:
@@ -199,7 +249,10 @@ class Translator:
         spec = InputSpec(arg, kind)
         buffer = self.inputs.setdefault(spec, len(self.inputs))
         dtype = value_dtype_of(Buffer(value.dtype))
-        return tuple(self.emit(Load(buffer, t), dtype) for t in range(steps))
+        loaded = tuple(self.emit(Load(buffer, t), dtype) for t in range(steps))
+        if value.dtype == torch.bfloat16:
+            self._narrow.update(loaded)
+        return loaded
 
     def _broadcast(self, value: torch.Tensor, form: Form) -> tuple[FormKind, int]:
         """How a smaller tensor is addressed when it broadcasts to a tensor of this form."""
@@ -229,24 +282,23 @@ class Translator:
         return self.known[instruction]
 
     def constant(self, value: float | int | bool, dtype: torch.dtype) -> int:
-        """A number of `dtype`."""
+        """A number of `dtype`; whole numbers wrap, as ATen's do."""
         if dtype == torch.bool:
             value = bool(value)
         elif dtype.is_floating_point:
             value = float(value)
-        elif float(value) != int(value):
+        elif not math.isfinite(value) or value != int(value):
             raise Untranslatable(f"{value} is no number of {dtype}")
         else:
-            value = int(value)
+            info = torch.iinfo(dtype)
+            value = (int(value) - info.min) % (1 << info.bits) + info.min
         # 0.0 == -0.0 == False, so equal constants of other bits must not be found as one.
-        key = ("constant", repr(value), dtype)
+        key = (repr(value), dtype)
         if key not in self._constants:
             self._constants[key] = len(self.instructions)
             self.dtypes[len(self.instructions)] = dtype
             self.instructions.append(Constant(value, dtype))
         return self._constants[key]
-
-    _constants: dict[tuple[str, str, torch.dtype], int] = field(default_factory=dict)
 
     def cast(self, value: int, dtype: torch.dtype) -> int:
         """A value in another dtype."""
@@ -261,6 +313,30 @@ class Translator:
         """One operation; the result is of `dtype`, or of the dtype of the first argument."""
         result = dtype or self.dtypes[args[0]]
         return self.emit(Compute(op, args, result), result)
+
+    def _rounded(self, value: int) -> int:
+        """A float32 value rounded to bfloat16, unless it is one already."""
+        if value in self._narrow:
+            return value
+        if self._keeps_narrow(self.instructions[value]):
+            self._narrow.add(value)
+            return value
+        rounded = self.compute("round_bfloat16", value)
+        self._narrow.add(rounded)
+        return rounded
+
+    def _keeps_narrow(self, instruction: Instruction) -> bool:
+        """Whether the result is a bfloat16 because it is one of the arguments, or their like."""
+        if isinstance(instruction, Constant):
+            return is_bfloat16(float(instruction.value))
+        if not isinstance(instruction, Compute):
+            return False
+        if instruction.op == "cast":
+            return self.dtypes[instruction.args[0]] in (torch.bool, torch.uint8)
+        args = [i for i in instruction.args if self.dtypes[i] == torch.float32]
+        return instruction.op in NARROW_OPERATIONS and all(
+            i in self._narrow or self._keeps_narrow(self.instructions[i]) for i in args
+        )
 
     def finish(self, outputs: Sequence[Node]) -> RegionProgram:
         """Store the values of `outputs`, and drop what nothing needs."""
@@ -330,9 +406,3 @@ def _renamed(
     if isinstance(instruction, ChannelSum):
         return ChannelSum(instruction.output, values[instruction.value])
     return instruction
-
-
-def results_of(node: Node) -> list[Node]:
-    """The nodes that carry the node's results: itself, or its getitems."""
-    picks = [user for user in node.users if is_getitem(user)]
-    return picks or [node]

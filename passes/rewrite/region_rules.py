@@ -9,7 +9,8 @@ import torch
 from torch.fx import Node
 
 import snnfx.kernels.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers operators
-from snnfx.passes.fxgraph import node_value, tensor_value
+from snnfx.kernels.bitpack_reference import is_float32
+from snnfx.passes.fxgraph import node_value, schema_of, tensor_value
 from snnfx.passes.rewrite.region_program import (
     REGION_RULES,
     Ids,
@@ -45,6 +46,30 @@ BITWISE = {
     aten.bitwise_and: "bitwise_and", aten.bitwise_or: "bitwise_or",
     aten.bitwise_xor: "bitwise_xor",
 }  # fmt: skip
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """The operator's arguments by name, defaults included."""
+    schema = schema_of(node)
+    if schema is None or schema.is_mutable:
+        raise Untranslatable(f"'{node.name}' calls no functional operator")
+    named = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    named |= zip((a.name for a in schema.arguments), node.args, strict=False)
+    return named | dict(node.kwargs)
+
+
+def number(node: Node, value: Any, what: str) -> float | int | bool:
+    """An argument that is a number."""
+    if not isinstance(value, (bool, int, float)):
+        raise Untranslatable(f"{what} of '{node.name}' is no known number")
+    return value
+
+
+def _stored(arg: Any, dtype: torch.dtype) -> Any:
+    """A number as the operator sees it: some round it to the tensors' bfloat16 first."""
+    if dtype == torch.bfloat16 and isinstance(arg, (int, float)):
+        return torch.tensor(arg, dtype=dtype).item()
+    return arg
 
 
 def _zip(*operands: Ids) -> list[tuple[int, ...]]:
@@ -85,17 +110,20 @@ def binary(translator: Translator, node: Node) -> Ids:
 
 @REGION_RULES.rule(aten.add, aten.sub, aten.rsub)
 def addition(translator: Translator, node: Node) -> Ids:
-    """``a + alpha * b``, ``a - alpha * b`` or ``b - alpha * a``."""
+    """``a + alpha * b``, ``a - alpha * b`` or ``b - alpha * a``.
+
+    ATen does not round the product before the sum: equal bits only if alpha is a power of two.
+    """
     dtype = translator.dtype(node)
     _require_float(dtype, node)
-    alpha = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
-    left, right = (translator.operand(arg, node, dtype) for arg in node.args[:2])
+    given = arguments(node)
+    pair = (given["self"], given["other"])
+    left, right = (translator.operand(_stored(arg, _dtype_of(node)), node, dtype) for arg in pair)
+    alpha = number(node, given["alpha"], "alpha")
     name = str(node.target)
     if "rsub" in name:
         left, right = right, left
     if alpha != 1:
-        if not isinstance(alpha, (int, float)):
-            raise Untranslatable(f"alpha of '{node.name}'")
         right = _map(translator, "mul", right, (translator.constant(alpha, dtype),))
     return _map(translator, "sub" if "sub" in name else "add", left, right)
 
@@ -106,8 +134,15 @@ def comparison(translator: Translator, node: Node) -> Ids:
     left, right = (_operand_value(arg) for arg in node.args)
     promoted = torch.result_type(left, right)
     dtype = torch.float32 if promoted == torch.bfloat16 else promoted
-    ids = [translator.operand(arg, node, dtype) for arg in node.args]
+    operands = (_stored(arg, promoted) for arg in node.args)
+    ids = [translator.operand(arg, node, dtype) for arg in operands]
     return _map(translator, _named(COMPARISONS, node), *ids, dtype=torch.bool)
+
+
+def _dtype_of(node: Node) -> torch.dtype:
+    value = tensor_value(node)
+    assert value is not None, "the rule has asked for the dtype of its values"
+    return value.dtype
 
 
 def _operand_value(arg: Any) -> Any:
@@ -150,9 +185,7 @@ def power(translator: Translator, node: Node) -> Ids:
     """A constant power."""
     dtype = translator.dtype(node)
     _require_float(dtype, node)
-    exponent = node.args[1]
-    if not isinstance(exponent, (int, float)):
-        raise Untranslatable(f"exponent of '{node.name}'")
+    exponent = number(node, node.args[1], "exponent")
     ids = translator.operand(node.args[0], node, dtype)
     if exponent == 1:
         return ids
@@ -172,24 +205,19 @@ def square(translator: Translator, node: Node) -> Ids:
 def clamp(translator: Translator, node: Node) -> Ids:
     """Bounds that are numbers."""
     dtype = translator.dtype(node)
-    bounds = list(node.args[1:]) + [node.kwargs.get("min"), node.kwargs.get("max")]
-    if "clamp_min" in str(node.target):
-        low, high = bounds[0], None
-    elif "clamp_max" in str(node.target):
-        low, high = None, bounds[0]
-    else:
-        given = list(node.args[1:]) + [None, None]
-        low, high = node.kwargs.get("min", given[0]), node.kwargs.get("max", given[1])
+    given = arguments(node)
+    low, high = given.get("min"), given.get("max")
     ids = translator.operand(node.args[0], node, dtype)
     for name, bound in (("maximum", low), ("minimum", high)):
         if bound is not None:
-            if not isinstance(bound, (int, float)):
-                raise Untranslatable(f"bound of '{node.name}'")
-            ids = _map(translator, name, ids, (translator.constant(bound, dtype),))
+            value = number(node, bound, "bound")
+            ids = _map(translator, name, ids, (translator.constant(value, dtype),))
     return ids
 
 
-@REGION_RULES.rule(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar)
+@REGION_RULES.rule(
+    aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar
+)
 def where(translator: Translator, node: Node) -> Ids:
     """A condition and two operands in the dtype of the result."""
     dtype = translator.dtype(node)
@@ -217,9 +245,7 @@ def threshold_backward(translator: Translator, node: Node) -> Ids:
     """The gradient where the operand is above a number, else 0."""
     dtype = translator.dtype(node)
     grad, operand = (translator.operand(arg, node, dtype) for arg in node.args[:2])
-    threshold = node.args[2]
-    if not isinstance(threshold, (int, float)):
-        raise Untranslatable(f"threshold of '{node.name}'")
+    threshold = number(node, node.args[2], "threshold")
     below = _map(translator, "le", operand, (translator.constant(threshold, dtype),),
                  dtype=torch.bool)  # fmt: skip
     return _map(translator, "where", below, (translator.constant(0, dtype),), grad, dtype=dtype)
@@ -248,11 +274,10 @@ def conversion(translator: Translator, node: Node) -> Ids:
 def filled(translator: Translator, node: Node) -> Ids:
     """A constant tensor."""
     name = str(node.target)
-    number = 0 if "zeros" in name else 1 if "ones" in name else node.args[1]
-    if not isinstance(number, (bool, int, float)):
-        raise Untranslatable(f"value of '{node.name}'")
+    filler = 0 if "zeros" in name else 1 if "ones" in name else arguments(node)["fill_value"]
     form = translator.form(node)
-    return (translator.constant(number, translator.dtype(node)),) * form.steps
+    value = translator.constant(number(node, filler, "value"), translator.dtype(node))
+    return (value,) * form.steps
 
 
 @REGION_RULES.rule(aten.view, aten._unsafe_view, aten.reshape, aten.unsqueeze, aten.squeeze)
@@ -260,9 +285,8 @@ def view(translator: Translator, node: Node) -> Ids:
     """A view that only regroups time: all else would move elements between positions."""
     source = node.args[0]
     assert isinstance(source, Node)
-    before, after = tensor_value(source), translator.form(node)
-    form = None if before is None else form_of(before.shape, translator.base)
-    if form is None or form.steps != after.steps:
+    before, after = translator.form(source), translator.form(node)
+    if before.steps != after.steps or _dtype_of(source) != _dtype_of(node):
         raise Untranslatable(f"'{node.name}' moves elements")
     if source not in translator.inside:
         return translator.slices(source, source)
@@ -288,21 +312,25 @@ def select(translator: Translator, node: Node) -> Ids:
     """One time slice."""
     source, dim, index = node.args
     steps = _steps_along_time(translator, source)
-    if not isinstance(index, int) or dim != 0:
+    if not isinstance(source, Node) or not isinstance(index, int) or dim != 0:
         raise Untranslatable(f"'{node.name}' selects along a dimension that is not time")
-    ids = translator.slices(source, source)  # type: ignore[arg-type]
-    return (ids[0] if len(ids) == 1 else ids[index % steps],)
+    ids = _every_step(translator.slices(source, source), steps)
+    return (ids[index % steps],)
 
 
 @REGION_RULES.rule(aten.unbind)
 def unbind(translator: Translator, node: Node) -> Items:
     """All time slices."""
-    dim = node.args[1] if len(node.args) > 1 else 0
     steps = _steps_along_time(translator, node.args[0])
-    if dim != 0:
+    if arguments(node)["dim"] != 0:
         raise Untranslatable(f"'{node.name}' takes apart a dimension that is not time")
     ids = translator.slices(node.args[0], node.args[0])  # type: ignore[arg-type]
-    return tuple((i,) for i in (ids * steps if len(ids) == 1 else ids))
+    return tuple((i,) for i in _every_step(ids, steps))
+
+
+def _every_step(ids: Ids, steps: int) -> Ids:
+    """One value a step, of values that may be the same at all steps."""
+    return ids * steps if len(ids) == 1 else ids
 
 
 def _steps_along_time(translator: Translator, source: Any) -> int:
@@ -326,9 +354,8 @@ def getitem(translator: Translator, node: Node) -> Ids:
 @REGION_RULES.rule(aten.stack)
 def stack(translator: Translator, node: Node) -> Ids:
     """Slices along time."""
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
     value = tensor_value(node)
-    if value is None or dim not in (0, -value.dim()):
+    if value is None or arguments(node)["dim"] not in (0, -value.dim()):
         raise Untranslatable(f"'{node.name}' stacks along a dimension that is not time")
     ids: list[int] = []
     assert isinstance(node.args[0], (list, tuple))
@@ -344,36 +371,33 @@ def stack(translator: Translator, node: Node) -> Ids:
 @REGION_RULES.rule(aten.sum.dim_IntList)
 def channel_sum(translator: Translator, node: Node) -> Ids:
     """A sum over time and some of the base dims; only ever a result of the region."""
-    source, dims = node.args[0], node.args[1]
-    value = tensor_value(source) if isinstance(source, Node) else None
-    if value is None or source not in translator.inside or node.kwargs:
-        raise Untranslatable(f"'{node.name}' sums what is not computed in the region")
-    form = form_of(value.shape, translator.base)
-    keeps = len(node.args) > 2 and bool(node.args[2])
-    if form is None or not isinstance(dims, (list, tuple)) or not value.dtype.is_floating_point:
-        raise Untranslatable(f"'{node.name}' has no form over the base space")
-    if value.dtype == torch.bfloat16 or keeps:
+    given = arguments(node)
+    source, dims = given["self"], given["dim"]
+    if source not in translator.inside or given["dtype"] is not None or given["keepdim"]:
         raise Untranslatable(f"'{node.name}' sums in a form that regions do not")
-    summed = {d % value.dim() for d in dims}  # type: ignore[operator]
+    value = tensor_value(source)
+    if value is None or value.dtype not in (torch.float32, torch.float64) or not dims:
+        raise Untranslatable(f"'{node.name}' sums what regions do not")
+    form = translator.form(source)
+    summed = {d % value.dim() for d in dims}
     offset = 1 if form.kind == "split" else 0
     kept = tuple(d - offset for d in range(value.dim()) if d not in summed)
     if any(d < 0 for d in kept) or (form.kind == "merged" and 0 in kept) or not kept:
         raise Untranslatable(f"'{node.name}' keeps time apart")
-    ids = translator.slices(source, source)  # type: ignore[arg-type]
-    translator.sums[node] = (ids * form.steps if len(ids) == 1 else ids, kept)
+    translator.sums[node] = (_every_step(translator.slices(source, source), form.steps), kept)
     return ()
 
 
 @REGION_RULES.rule(snn.pack_bits)
 def pack_bits(translator: Translator, node: Node) -> Ids:
     """Codes of several steps in one byte, along time."""
-    source, bits, layout, scale, lo = node.args
-    if layout != "time" or not isinstance(source, Node):
+    given = arguments(node)
+    source, bits = given["x"], given["bits"]
+    if given["layout"] != "time":
         raise Untranslatable(f"'{node.name}' packs neighbours")
-    assert isinstance(bits, int)
-    _steps_along_time(translator, source)
     per_byte = 8 // bits
-    codes = [_code(translator, i, scale, lo) for i in translator.slices(source, source)]
+    ids = _every_step(translator.slices(source, source), _steps_along_time(translator, source))
+    codes = [_code(translator, i, given["scale"], given["lo"]) for i in ids]
     packed: list[int] = []
     for start in range(0, len(codes), per_byte):
         byte = codes[start]
@@ -386,11 +410,14 @@ def pack_bits(translator: Translator, node: Node) -> Ids:
     return tuple(packed)
 
 
-def _code(translator: Translator, value: int, scale: Any, lo: Any) -> int:
-    """The integer ``value / scale - lo``."""
+def _code(translator: Translator, value: int, scale: float, lo: int) -> int:
+    """The integer ``value / scale - lo``; the quotient is rounded, as it may fall short of it."""
     dtype = translator.dtypes[value]
-    if scale != 1.0:
+    if scale != 1:
+        if not dtype.is_floating_point:
+            raise Untranslatable(f"a grid of {dtype} with scale {scale}")
         value = translator.compute("div", value, translator.constant(scale, dtype))
+        value = translator.compute("round", value)
     code = translator.cast(value, torch.int32)
     if lo:
         code = translator.compute("sub", code, translator.constant(lo, torch.int32))
@@ -400,30 +427,34 @@ def _code(translator: Translator, value: int, scale: Any, lo: Any) -> int:
 @REGION_RULES.rule(snn.unpack_bits)
 def unpack_bits(translator: Translator, node: Node) -> Ids:
     """The steps of bytes that were packed along time."""
-    packed, shape, _, bits, layout, scale, lo = node.args
-    dtype = translator.dtype(node)
-    form = translator.form(node)
-    if layout != "time" or form.kind != "split":
+    given = arguments(node)
+    packed, bits, form = given["packed"], given["bits"], translator.form(node)
+    if given["layout"] != "time" or form.kind != "split":
         raise Untranslatable(f"'{node.name}' unpacks neighbours")
-    assert isinstance(bits, int)
-    assert isinstance(shape, (list, tuple))
-    source = translator.slices(packed, packed)  # type: ignore[arg-type]
+    source = _every_step(translator.slices(packed, packed), _steps_along_time(translator, packed))
+    mask = translator.constant((1 << bits) - 1, torch.int32)
     steps: list[int] = []
     for t in range(form.steps):
         byte, place = divmod(t, 8 // bits)
-        value = translator.cast(source[byte], torch.int32)
+        code = translator.cast(source[byte], torch.int32)
         if place:
             shift = translator.constant(place * bits, torch.int32)
-            value = translator.compute("shift_right", value, shift)
-        mask = translator.constant((1 << bits) - 1, torch.int32)
-        value = translator.compute("bitwise_and", value, mask)
-        if lo:
-            value = translator.compute("add", value, translator.constant(lo, torch.int32))  # type: ignore[arg-type]
-        value = translator.cast(value, dtype)
-        if scale != 1.0:
-            value = translator.compute("mul", value, translator.constant(scale, dtype))  # type: ignore[arg-type]
-        steps.append(value)
+            code = translator.compute("shift_right", code, shift)
+        code = translator.compute("bitwise_and", code, mask)
+        if given["lo"]:
+            code = translator.compute("add", code, translator.constant(given["lo"], torch.int32))
+        steps.append(_grid_value(translator, code, given["scale"], translator.dtype(node)))
     return tuple(steps)
+
+
+def _grid_value(translator: Translator, code: int, scale: float, dtype: torch.dtype) -> int:
+    """``code * scale``, rounded once: in float64 if the scale is no float32."""
+    if scale == 1:
+        return translator.cast(code, dtype)
+    wide = dtype == torch.float32 and not is_float32(scale)
+    inner = torch.float64 if wide else dtype
+    factor = translator.constant(scale, inner)
+    return translator.cast(translator.compute("mul", translator.cast(code, inner), factor), dtype)
 
 
 def _named(table: dict[Any, str], node: Node) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from snnfx.kernels.region_build import RegionKernel
 from snnfx.kernels.region_layout import Layout
 from snnfx.passes.fxgraph import tensor_value
-from snnfx.passes.rewrite.region_program import OutputSpec, RegionProgram, form_of
+from snnfx.passes.rewrite.region_program import OutputSpec, RegionProgram, base_reference
 
 
 class RegionCall(nn.Module):
@@ -33,7 +33,7 @@ class RegionCall(nn.Module):
         self.base = tuple(s for s in region.base if isinstance(s, int))
         self.reference = None
         if len(self.base) < len(region.base):
-            self.reference = _reference(region)
+            self.reference = base_reference(region.inputs, region.base)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the kernel."""
@@ -100,9 +100,7 @@ class OutputLayout:
 
     def allocate(self, shape: Sequence[int]) -> Tensor:
         """Memory for the result."""
-        return torch.empty_strided(
-            shape, self.strides(shape), dtype=self.dtype, device=self.device
-        )
+        return torch.empty_strided(shape, self.strides(shape), dtype=self.dtype, device=self.device)
 
     def layout(self, tensor: Tensor, base: Sequence[int]) -> Layout:
         """Strides of the result over time and the base space; 0 where it sums."""
@@ -151,13 +149,3 @@ def stride_order(value: Tensor) -> tuple[int, ...]:
         return dims
     order = sorted(dims, key=lambda d: (-value.stride(d), -value.shape[d], d))
     return tuple(order) if value.permute(order).is_contiguous() else dims
-
-
-def _reference(region: RegionProgram) -> tuple[int, str, int]:
-    """An input whose shape shows the sizes of the base space: position, kind, time steps."""
-    for position, spec in enumerate(region.inputs):
-        value = tensor_value(spec.node)
-        form = None if value is None else form_of(value.shape, region.base)
-        if form is not None:
-            return position, form.kind, form.steps
-    raise AssertionError("a region of symbolic size reads no tensor of its base space")
