@@ -52,8 +52,16 @@ class Liveness:
         return self.names[self.timeline_bytes.index(max(self.timeline_bytes))]
 
 
-def storage_roots(graph: Graph) -> dict[Node, tuple[Node, ...]]:
-    """For each node, the nodes that allocated the storages that its value may lie in."""
+def storage_roots(
+    graph: Graph, aliases: Mapping[Node, Node] | None = None
+) -> dict[Node, tuple[Node, ...]]:
+    """For each node, the nodes that allocated the storages that its value may lie in.
+
+    Args:
+        graph: nodes with fake tensors.
+        aliases: placeholders that come in the storage of an earlier placeholder.
+    """
+    aliases = aliases or {}
     roots: dict[Node, tuple[Node, ...]] = {}
     for node in graph.nodes:
         if node.op == "output":
@@ -61,6 +69,8 @@ def storage_roots(graph: Graph) -> dict[Node, tuple[Node, ...]]:
         donor = donor_of(node)
         if donor is not None:
             roots[node] = roots[donor]
+        elif node in aliases:
+            roots[node] = roots[aliases[node]]
         elif is_getitem(node) and not is_view(node):
             roots[node] = (node,)
         elif is_view(node):
@@ -72,7 +82,10 @@ def storage_roots(graph: Graph) -> dict[Node, tuple[Node, ...]]:
 
 
 def analyse_liveness(
-    graph: Graph, owned: Mapping[Node, int] | None = None, count_results: bool = True
+    graph: Graph,
+    owned: Mapping[Node, int] | None = None,
+    aliases: Mapping[Node, Node] | None = None,
+    count_results: bool = True,
 ) -> Liveness:
     """Walk the graph in its order and count what is alive.
 
@@ -80,11 +93,12 @@ def analyse_liveness(
         graph: nodes with fake tensors.
         owned: placeholders that are released after their last use, with their bytes; every other
             placeholder belongs to the caller and counts nothing.
+        aliases: placeholders that come in the storage of an earlier placeholder.
         count_results: False leaves the graph's results out, as when they are gradients of
             parameters, which are there with any plan.
     """
     owned = dict(owned or {})
-    roots = storage_roots(graph)
+    roots = storage_roots(graph, aliases)
     sizes = {n: owned.get(n, 0) if n.op == "placeholder" else _own_bytes(n) for n in roots}
     last = last_readers(graph, roots)
     if not count_results:

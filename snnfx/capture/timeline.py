@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Graph, Node
 
-from snnfx.passes.analysis.liveness import analyse_liveness
+from snnfx.passes.analysis.liveness import analyse_liveness, storage_roots
 from snnfx.passes.fxgraph import node_bytes, output_args
 from snnfx.passes.plan.memory_plan import Timeline
 
@@ -20,11 +20,31 @@ def step_timeline(forward: Graph, backward: Graph, num_outputs: int) -> Timeline
         backward: its placeholders are named as the forward's saved results.
         num_outputs: how many results of the forward go to the caller.
     """
-    owners = {n.name for n in forward.find_nodes(op="placeholder")}
     first = analyse_liveness(forward)
-    saved = [n for n in output_args(forward)[num_outputs:] if isinstance(n, Node)]
-    names = {n.name for n in saved if n.name not in owners}
-    owned = {n: node_bytes(n) for n in backward.find_nodes(op="placeholder") if n.name in names}
-    rest = max(0, first.end_bytes - sum(node_bytes(n) for n in saved if n.name in names))
-    second = analyse_liveness(backward, owned, count_results=False)
+    owned, aliases = _passed_storages(forward, backward, num_outputs)
+    rest = max(0, first.end_bytes - sum(owned.values()))
+    second = analyse_liveness(backward, owned, aliases, count_results=False)
     return Timeline(first.timeline_bytes, tuple(b + rest for b in second.timeline_bytes))
+
+
+def _passed_storages(
+    forward: Graph, backward: Graph, num_outputs: int
+) -> tuple[dict[Node, int], dict[Node, Node]]:
+    """The storages that pass from forward to backward, each once, and who else comes in them.
+
+    A saved view keeps the whole storage that it lies in; one of the caller's keeps nothing more.
+    """
+    roots = storage_roots(forward)
+    saved = {n.name: n for n in output_args(forward)[num_outputs:] if isinstance(n, Node)}
+    owned: dict[Node, int] = {}
+    aliases: dict[Node, Node] = {}
+    first_in: dict[Node, Node] = {}
+    for placeholder in backward.find_nodes(op="placeholder"):
+        value = saved.get(placeholder.name)
+        for root in roots[value] if value is not None else ():
+            if root in first_in:
+                aliases[placeholder] = first_in[root]
+            elif root.op != "placeholder":
+                first_in[root] = placeholder
+                owned[placeholder] = owned.get(placeholder, 0) + node_bytes(root)
+    return owned, aliases
