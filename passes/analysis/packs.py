@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from snnfx.passes.analysis.opkinds import packet
@@ -27,7 +28,7 @@ class Pack:
 
     Attributes:
         source: the value that is packed: a stack along dim 0, or a single value.
-        members: the kept values; member t is step t of the source, or the source itself.
+        members: member t is step t of the source, or the source itself; most of them are kept.
         encoding: of the source.
         layout: ``"time"`` or ``"flat"``.
         order: the source's dimensions from the largest stride to the smallest; it is packed in
@@ -106,7 +107,9 @@ def _pack_of_stack(stack: Node, kept: dict[Node, None], ranges: ValueRanges) -> 
     distinct = len(set(members)) == len(members)
     if encoding is None or order is None or order[0] != 0 or not distinct:
         return None
-    if not all(m in kept and _is_step_of(m, stack, ranges) for m in members):
+    wanted = sum(m in kept for m in members)
+    # The last step of a neuron may not be needed; packing it along costs a bit an element.
+    if 2 * wanted < len(members) or not all(_is_step_of(m, stack, ranges) for m in members):
         return None
     return Pack(stack, members, encoding, "time", order)
 
@@ -123,14 +126,26 @@ def _uncast(node: Node, kept: dict[Node, None], ranges: ValueRanges) -> Node:
 
 
 def _is_step_of(member: Node, stack: Node, ranges: ValueRanges) -> bool:
-    """Whether a slice of the unpacked stack is the member: same numbers, same strides."""
+    """Whether a slice of the unpacked stack is the member: same numbers, strides to be had."""
     own, whole = tensor_value(member), tensor_value(stack)
     grid, stacked = ranges.grid(member), ranges.grid(stack)
     assert own is not None
     assert whole is not None
     if grid is None or stacked is None or grid.scale != stacked.scale:
         return False
-    return own.shape == whole.shape[1:] and own.stride() == whole.stride()[1:]
+    if own.shape != whole.shape[1:]:
+        return False
+    return own.stride() == whole.stride()[1:] or memory_format_of(own) is not None
+
+
+def memory_format_of(value: Tensor) -> torch.memory_format | None:
+    """The format in which a copy of the tensor has its strides, if there is one."""
+    formats = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
+    for rank, memory_format in zip((None, 4, 5), formats, strict=True):
+        fits = rank is None or value.dim() == rank
+        if fits and value.is_contiguous(memory_format=memory_format):
+            return memory_format
+    return None
 
 
 def _dense_order(node: Node) -> tuple[int, ...] | None:

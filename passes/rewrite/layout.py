@@ -20,6 +20,8 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 import snnfx.kernels.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
+from snnfx.passes.analysis.opkinds import is_random
+from snnfx.passes.analysis.packs import memory_format_of
 from snnfx.passes.fxgraph import node_value, numel, output_args, set_value, tensor_value
 
 aten = torch.ops.aten
@@ -62,17 +64,19 @@ def prefer_channels_last(graph: Graph) -> LayoutResult:
     if not _is_supported(graph):
         return LayoutResult(0)
     changed = 0
-    strides = {n: value.stride() for n in graph.nodes if (value := tensor_value(n)) is not None}
+    before = {n: value for n in graph.nodes if (value := tensor_value(n)) is not None}
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
         wanted = CHANNELS_LAST if _is_activation_bound(node) else torch.contiguous_format
         for position in READS_CHANNELS_LAST.get(node.target, ()):
             changed += _convert(graph, node, position, wanted)
+        if is_random(node):
+            _keep_layout(graph, node, before)
         _propagate(graph, node)
     for result in output_args(graph):
         if isinstance(result, Node) and result.target is not PACK:
-            _restore(graph, result, strides.get(result))
+            _restore(graph, result, before.get(result))
     graph.lint()
     return LayoutResult(changed)
 
@@ -202,10 +206,21 @@ def _with_order(value: Tensor, order: tuple[int, ...]) -> Tensor:
         return value.new_empty([value.shape[d] for d in order]).permute(inverse)
 
 
-def _restore(graph: Graph, node: Node, strides: tuple[int, ...] | None) -> None:
+def _keep_layout(graph: Graph, node: Node, before: dict[Node, Tensor]) -> None:
+    """Random numbers fill memory in its order: the plain model's strides give its numbers."""
+    for position, source in enumerate(node.args):
+        old, value = before.get(source), _value(source)  # type: ignore[arg-type]
+        if old is None or value is None or old.stride() == value.stride():
+            continue
+        wanted = memory_format_of(old)
+        if wanted is not None and _is_image(value):
+            _convert(graph, node, position, wanted)
+
+
+def _restore(graph: Graph, node: Node, old: Tensor | None) -> None:
     """Return a row-major copy where the result used to be row-major."""
     value = tensor_value(node)
-    if value is None or strides is None or value.stride() == strides or value.numel() <= 1:
+    if value is None or old is None or value.stride() == old.stride() or value.numel() <= 1:
         return
     # Right behind the original, so that gradients of weights are not alive twice to the end.
     with graph.inserting_after(node):

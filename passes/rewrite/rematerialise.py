@@ -19,7 +19,7 @@ import torch
 from torch.fx import Graph, Node
 
 from snnfx.passes.analysis.opkinds import BATCH_NORMS, packet
-from snnfx.passes.analysis.packs import CASTS, Pack
+from snnfx.passes.analysis.packs import CASTS, Pack, memory_format_of
 from snnfx.passes.fxgraph import (
     JointRoles,
     dependents,
@@ -165,8 +165,22 @@ class _Rematerialiser:
             whole = self._unpack(pack, node, context)
             if pack.source is node:
                 return whole
-            return _call(self.graph, aten.select.int, (whole, 0, step), node.meta)
+            return self._step(whole, step, node)
         return self._clone(node, context, before)
+
+    def _step(self, whole: Node, step: int, member: Node) -> Node:
+        """One step of an unpacked stack, with the strides of the value that it restores."""
+        value, stack = tensor_value(member), tensor_value(whole)
+        assert value is not None
+        assert stack is not None
+        if stack.stride()[1:] == value.stride():
+            return _call(self.graph, aten.select.int, (whole, 0, step), member.meta)
+        part = _call(self.graph, aten.select.int, (whole, 0, step), value=stack[step])
+        copy = self.graph.call_function(
+            aten.clone.default, (part,), {"memory_format": memory_format_of(value)}
+        )
+        copy.meta = dict(member.meta)
+        return copy
 
     def _clone(self, node: Node, context: Node | None, before: Node) -> Node:
         """The same operator on restored inputs; a weight may restore its inputs for itself."""
