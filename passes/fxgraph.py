@@ -158,6 +158,8 @@ def is_view(node: Node) -> bool:
     """Whether the result shares the storage of an input (by the operator's schema)."""
     if is_getitem(node):
         return is_view(node.all_input_nodes[0])
+    if node.target is torch.ops.aten._unsafe_view.default:
+        return True  # its schema does not say so, but it does
     schema = schema_of(node)
     if schema is None:
         return False

@@ -104,6 +104,7 @@ def analyse_liveness(
     if not count_results:
         sizes |= dict.fromkeys(_result_roots(graph, roots), 0)
     alive = sum(owned.values())
+    unpicked = _unpicked_bytes(graph, sizes)
     names: list[str] = []
     timeline: list[int] = []
     for node in graph.nodes:
@@ -111,7 +112,7 @@ def analyse_liveness(
             continue
         alive += sizes[node] if node in roots[node] else 0
         names.append(node.name)
-        timeline.append(alive + _result_bytes(node, sizes))
+        timeline.append(alive + unpicked[node])
         alive -= sum(sizes[root] for root in last.get(node, ()))
     return Liveness(tuple(names), tuple(timeline), alive)
 
@@ -120,6 +121,27 @@ def _own_bytes(node: Node) -> int:
     """Bytes that the node keeps; several results are kept by their getitems."""
     value = node_value(node)
     return tensor_bytes(value) if isinstance(value, Tensor) else 0
+
+
+def _unpicked_bytes(graph: Graph, sizes: Mapping[Node, int]) -> dict[Node, int]:
+    """For each node, what several results of an operator add to the nodes' own bytes.
+
+    All exist from the operator to the last node that picks one of them; the picked ones count for
+    the nodes that picked them.
+    """
+    last_pick = {n.all_input_nodes[0]: n for n in graph.nodes if is_getitem(n)}
+    waiting: dict[Node, int] = {}
+    unpicked: dict[Node, int] = {}
+    for node in graph.nodes:
+        source = node.all_input_nodes[0] if is_getitem(node) else node
+        if source is node and _result_bytes(node, sizes):
+            waiting[node] = _result_bytes(node, sizes)
+        elif source in waiting:
+            waiting[source] -= sizes[node]
+        unpicked[node] = sum(waiting.values())
+        if last_pick.get(source, source) is node:
+            waiting.pop(source, None)
+    return unpicked
 
 
 def _result_bytes(node: Node, sizes: Mapping[Node, int]) -> int:

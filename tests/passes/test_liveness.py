@@ -1,0 +1,228 @@
+"""Predicted live bytes against real storages, op by op, and against the profiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import snnfx
+from snnfx.capture.offline import Capture, capture
+from snnfx.capture.timeline import step_timeline
+from snnfx.passes.analysis.liveness import analyse_liveness, storage_roots
+from snnfx.passes.fxgraph import output_args
+
+from examples.models import Workload, build
+from tests.models import NETS, SpikingMLP, spiking_mlp
+from tests.oracles import measured_activation_bytes
+from tests.passes.storages import run_and_measure
+
+# What Dynamo does to its own warnings' dismay, in torch 2.13.
+dynamo_warns = [
+    pytest.mark.filterwarnings("ignore:.*Function.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
+
+Step = Callable[[Tensor, Tensor], Tensor]
+# Each gives [4, 6] from two of [4, 6].
+SINGLE: dict[str, Step] = {
+    "relu": lambda a, b: a.relu(),
+    "product": lambda a, b: a * b,
+    "product with itself": lambda a, b: a * a,
+    "transposed product": lambda a, b: a @ b.t() @ a,
+    "view": lambda a, b: a.reshape(2, 12).view(4, 6),
+    "copied layout": lambda a, b: a.t().contiguous().t(),
+    "slice": lambda a, b: a[1:3].repeat(2, 1) + b,
+    "step": lambda a, b: a[2] + b,
+    "expanded": lambda a, b: a[:1].expand(4, 6),
+    "joined": lambda a, b: torch.cat([a[:2], b[2:]]),
+    "stacked": lambda a, b: torch.stack([a[0], b[1], a[0], b[3]]),
+    "sum": lambda a, b: a - b.sum(0, keepdim=True),
+    "detached": lambda a, b: a.detach() + 1,
+    "double": lambda a, b: (a.double() * 2).float(),
+    "mask": lambda a, b: torch.where(a > b, a, b),
+}
+SEVERAL: dict[str, Step] = {
+    "maximum": lambda a, b: a - b.max(1, keepdim=True)[0],
+    "both": lambda a, b: torch.stack(list(torch.var_mean(a, 1, keepdim=True))).sum(0) * b,
+    "pieces": lambda a, b: a.split(2)[1].repeat(2, 1) * b,
+    "steps": lambda a, b: torch.stack(list(b.unbind(0))) + a,
+}
+
+
+def program(names: list[str], picks: list[int]) -> Callable[[Tensor, Tensor], Any]:
+    """Apply the operators one after another, each to two of the values so far."""
+    table = {**SINGLE, **SEVERAL}
+
+    def run(x: Tensor, y: Tensor) -> Any:
+        values = [x, y]
+        for name, pick in zip(names, picks, strict=True):
+            values.append(table[name](values[-1], values[pick % len(values)]))
+        return values[-1], values[len(values) // 2]
+
+    return run
+
+
+def traced(function: Callable[..., Any], *args: Tensor) -> GraphModule:
+    module = make_fx(function, tracing_mode="fake")(*args)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def programs(names: list[str]) -> st.SearchStrategy[Any]:
+    def of_size(count: int) -> Any:
+        return st.tuples(
+            st.lists(st.sampled_from(names), min_size=count, max_size=count),
+            st.lists(st.integers(0, 20), min_size=count, max_size=count),
+        )
+
+    return st.integers(1, 9).flatmap(of_size)
+
+
+@given(programs(list(SINGLE)))
+@settings(max_examples=60)
+def test_the_bytes_at_every_node_are_those_of_the_real_storages(given_program: Any) -> None:
+    args = (torch.randn(4, 6), torch.randn(4, 6))
+    module = traced(program(*given_program), *args)
+    _, alive, end = run_and_measure(module, args)
+    found = analyse_liveness(module.graph)
+    assert dict(zip(found.names, found.timeline_bytes, strict=True)) == alive
+    assert found.end_bytes == end
+    assert found.peak_bytes == max([*alive.values(), end])
+
+
+@given(programs([*SINGLE, *SEVERAL]))
+@settings(max_examples=60)
+def test_the_peak_is_that_of_the_real_storages_with_several_results_too(given_program: Any) -> None:
+    args = (torch.randn(4, 6), torch.randn(4, 6))
+    module = traced(program(*given_program), *args)
+    _, alive, end = run_and_measure(module, args)
+    found = analyse_liveness(module.graph)
+    assert found.peak_bytes == max([*alive.values(), end])
+    assert found.end_bytes == end
+
+
+@given(programs(list(SINGLE)))
+@settings(max_examples=40)
+def test_arguments_that_the_graph_owns_die_at_their_last_use(given_program: Any) -> None:
+    args = (torch.randn(4, 6), torch.randn(4, 6))
+    module = traced(program(*given_program), *args)
+    own = module.graph.find_nodes(op="placeholder")[0]
+    if not own.users:
+        return
+    _, alive, end = run_and_measure(module, args, released=[0])
+    found = analyse_liveness(module.graph, {own: 96})
+    assert dict(zip(found.names, found.timeline_bytes, strict=True)) == alive
+    assert found.end_bytes == end
+
+
+def test_the_peak_names_its_node() -> None:
+    x = torch.randn(4, 6)
+    module = traced(lambda x: torch.cat([x.relu(), x.abs()]).sum(), x)
+    found = analyse_liveness(module.graph)
+    assert found.peak_node == "cat"
+    assert found.peak_bytes == 4 * x.numel() * 4
+    empty = traced(lambda x: x, x)
+    assert analyse_liveness(empty.graph).peak_node is None
+    assert analyse_liveness(empty.graph).peak_bytes == 0
+
+
+def test_results_can_be_left_out() -> None:
+    module = traced(lambda x: (x.relu(), x.abs().sum()), torch.randn(4, 6))
+    counted, without = (
+        analyse_liveness(module.graph, count_results=results) for results in (True, False)
+    )
+    assert counted.end_bytes == 96 + 4
+    assert without.end_bytes == 0
+    assert without.peak_bytes == 96
+
+
+def test_placeholders_in_one_storage_count_once_and_live_as_long_as_the_last() -> None:
+    module = traced(lambda a, b: (a.relu().sum() * b).sum(), torch.randn(4, 6), torch.randn(6))
+    first, second = module.graph.find_nodes(op="placeholder")
+    shared = analyse_liveness(module.graph, {first: 96}, {second: first})
+    apart = analyse_liveness(module.graph, {first: 96, second: 24})
+    at = {name: i for i, name in enumerate(shared.names)}["mul"]
+    assert shared.timeline_bytes[at] == apart.timeline_bytes[at] - 24 + 96
+    assert shared.end_bytes == apart.end_bytes
+    assert storage_roots(module.graph, {second: first})[second] == (first,)
+
+
+def halves(captured: Capture, **options: Any) -> tuple[GraphModule, GraphModule, int]:
+    """The forward and backward that the eager lowering runs, and the number of results."""
+    from snnfx.capture.offline import _copied
+    from snnfx.capture.pipeline import partition_joint
+    from snnfx.config import Options
+
+    joint, roles = _copied(captured.graph_module, captured.roles)
+    parsed = Options.parse({"lowering": "eager", **options})
+    partition = partition_joint(joint, roles, parsed)
+    return partition.forward, partition.backward, len(roles.forward_outputs)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("name", ["spiking_mlp_dropout", "hand_written", "sew", "plain_mlp"])
+class TestHalves:
+    """The two graphs of real networks."""
+
+    pytestmark = dynamo_warns
+
+    def test_the_timeline_of_a_step_is_that_of_its_storages(self, name: str, level: int) -> None:
+        workload = NETS[name]()
+        captured = capture(workload.model, workload.inputs)
+        forward, backward, outputs = halves(captured, level=level)
+        model = workload.model
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        args = [tensors[n].detach() if n in tensors else workload.inputs[0] for n in captured.names]
+        results, alive, _ = run_and_measure(forward, args)
+        predicted = step_timeline(forward.graph, backward.graph, outputs)
+        assert list(predicted.forward) == list(alive.values())
+
+        saved = dict(zip((n.name for n in output_args(forward.graph)[outputs:]),
+                         results[outputs:], strict=True))  # fmt: skip
+        tangent = torch.randn_like(results[outputs - 1])
+        names = [node.name for node in backward.graph.find_nodes(op="placeholder")]
+        given = [saved.get(n, tangent) for n in names]
+        # Storages of the caller that are saved come first, so that they count as the caller's.
+        shared = {t.untyped_storage().data_ptr() for t in (*args, tangent)}
+        released = [i for i, t in enumerate(given)
+                    if t.untyped_storage().data_ptr() not in shared]  # fmt: skip
+        gradients, alive, _ = run_and_measure(backward, given, released=released)
+        total = sum(t.untyped_storage().nbytes() for t in gradients if t is not None)
+        others = max(predicted.backward) - max(alive.values())
+        assert -total <= others <= predicted.forward[-1]
+
+
+FITTING: dict[str, Callable[[], Workload]] = {
+    "small": spiking_mlp,
+    "mlp": lambda: Workload(
+        SpikingMLP(128).train(), (torch.randn(8, 256, 128),), lambda y: y.square().mean(), (),
+        lambda: None,
+    ),
+    "mlp with dropout": lambda: Workload(
+        SpikingMLP(128, dropout=0.3).train(), (torch.randn(8, 256, 128),),
+        lambda y: y.square().mean(), (), lambda: None,
+    ),
+    "sew": lambda: build("sew_resnet18", width=1 / 4, batch=4, size=32),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*Function.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("name", FITTING)
+def test_the_predicted_peak_is_the_measured_one_within_five_percent(name: str) -> None:
+    workload = FITTING[name]()
+    model = torch.compile(workload.model, backend="snnmem", options={"lowering": "eager"})
+    measured = measured_activation_bytes(workload, model)
+    plan = snnfx.last_plan()
+    assert plan is not None
+    assert plan.applied
+    assert plan.predicted_peak_bytes == pytest.approx(measured, rel=0.05)
