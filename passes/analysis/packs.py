@@ -56,7 +56,7 @@ class Pack:
 
 def find_packs(kept: Iterable[Node], ranges: ValueRanges) -> tuple[Pack, ...]:
     """Group the kept values whose encoding is proven, each into one pack at most."""
-    remaining = {node: None for node in kept if ranges.encoding(node, strict=True) is not None}
+    remaining = {node: None for node in kept if ranges.encoding(node) is not None}
     packs: list[Pack] = []
     for node in list(remaining):
         pack = _stack_of(node, remaining, ranges) if node in remaining else None
@@ -74,7 +74,7 @@ def _is_worth_it(pack: Pack) -> bool:
 
 
 def _single(node: Node, ranges: ValueRanges) -> Pack | None:
-    encoding = ranges.encoding(node, strict=True)
+    encoding = ranges.encoding(node)
     order = _dense_order(node)
     if encoding is None or order is None:
         return None
@@ -102,7 +102,7 @@ def _pack_of_stack(stack: Node, kept: dict[Node, None], ranges: ValueRanges) -> 
     steps = stack.args[0]
     assert isinstance(steps, (list, tuple))
     members = tuple(_uncast(step, kept, ranges) for step in steps if isinstance(step, Node))
-    encoding = ranges.encoding(stack, strict=True)
+    encoding = ranges.encoding(stack)
     order = _dense_order(stack)
     distinct = len(set(members)) == len(members)
     if encoding is None or order is None or order[0] != 0 or not distinct:

@@ -102,7 +102,7 @@ def _value_cost(
     feeds_forward: bool,
 ) -> ValueCost:
     size = node_bytes(node)
-    encoding = ranges.encoding(node, strict=True) if ranges is not None else None
+    encoding = ranges.encoding(node) if ranges is not None else None
     tensor = tensor_value(node)
     packed = size
     if encoding is not None and tensor is not None:

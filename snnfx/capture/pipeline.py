@@ -15,7 +15,7 @@ from snnfx.capture.timeline import step_timeline
 from snnfx.config import Options
 from snnfx.errors import SnnfxWarning
 from snnfx.passes.analysis.opkinds import OpKind
-from snnfx.passes.analysis.packs import find_packs
+from snnfx.passes.analysis.packs import Pack, find_packs
 from snnfx.passes.analysis.value_range import ValueRanges, analyse_value_ranges
 from snnfx.passes.cost.flops import node_flops
 from snnfx.passes.cost.graph import CostGraph, backward_nodes, build_cost_graph
@@ -66,7 +66,7 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
         baseline=baseline.plan.baseline,
         baseline_flops=baseline.plan.baseline_flops,
         extra_flops=_flops(planned.forward, planned.backward) - baseline.plan.baseline_flops,
-        notes=baseline.plan.notes,
+        notes=(*baseline.plan.notes, *planned.plan.notes),
     )
     if plan.predicted_peak_bytes >= plan.baseline_peak_bytes:
         return _noted(
@@ -121,8 +121,20 @@ def _apply(
         segments=describe_segments(cost, checkpoints),
         saved=describe_saved(cost, checkpoints, packs),
         predicted=_timeline(forward, backward, roles),
+        notes=_assumptions(packs, ranges),
     )
     return Partition(forward, backward, plan)
+
+
+def _assumptions(packs: Sequence[Pack], ranges: ValueRanges) -> tuple[str, ...]:
+    """Where packing is lossless for numbers but not for NaN: rounding hands a NaN on."""
+    names = [pack.source.name for pack in packs if ranges.assumes_finite(pack.source)]
+    if not names:
+        return ()
+    return (
+        f"{', '.join(names)}: packed as numbers; where the forward computes NaN, so that its loss "
+        "is NaN, the backward sees a number",
+    )
 
 
 def _timeline(forward: GraphModule, backward: GraphModule, roles: JointRoles) -> Timeline:
