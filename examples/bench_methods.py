@@ -227,6 +227,7 @@ class Worker:
         # No compiled code from an earlier run, and none from another method's process.
         settings = {
             "TORCHINDUCTOR_CACHE_DIR": self._folder.name,
+            "SNNFX_CACHE_DIR": self._folder.name,
             "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
             "OMP_NUM_THREADS": str(task.threads),
         }
