@@ -19,7 +19,7 @@ from snnfx.passes.analysis.packs import Pack, find_packs
 from snnfx.passes.analysis.value_range import ValueRanges, analyse_value_ranges
 from snnfx.passes.cost.flops import node_flops
 from snnfx.passes.cost.graph import CostGraph, backward_nodes, build_cost_graph
-from snnfx.passes.fxgraph import JointRoles, tensor_value
+from snnfx.passes.fxgraph import JointRoles, is_on_cpu, tensor_value
 from snnfx.passes.plan.memory_plan import MemoryPlan, Timeline
 from snnfx.passes.plan.segments import Checkpoints, choose_checkpoints
 from snnfx.passes.rewrite.accumulation import stack_accumulations
@@ -50,7 +50,8 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
     baseline = _baseline(joint, roles, options)
     if options.level == 0:
         return _noted(baseline, "level 0 leaves the graph as it is")
-    if options.lowering == "inductor":
+    # Elsewhere no region takes in what a batch norm leaves, and its own operator is better.
+    if options.lowering == "inductor" and is_on_cpu(joint.graph):
         expand_batch_norms(joint.graph)
     stack_accumulations(joint.graph)
     roles = roles.refreshed(joint)
