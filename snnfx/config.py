@@ -38,8 +38,9 @@ class Options:
     Attributes:
         level: 0 leaves the graph as it is; 1 checkpoints every layer from its packed input; 2 to 4
             are accepted and run what exists.
-        memory_budget: bytes, a string such as ``"16GiB"``, or None for no limit.
-        prefer: which of several plans of one level to take.
+        memory_budget: bytes, a string such as ``"16GiB"``, or None for no limit. Checked and noted
+            in the plan, which is the one of least memory in any case.
+        prefer: ``"speed"``, ``"balanced"`` or ``"memory"``: checked and noted likewise.
         compress: whether checkpoints are packed where that is proven lossless.
         lowering: ``"inductor"`` compiles the fused regions, ``"eager"`` runs every op by itself,
             with the bits of the plain model.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch.fx import GraphModule, Node
@@ -82,7 +82,6 @@ def _baseline(joint: GraphModule, roles: JointRoles, options: Options) -> Partit
     """The graph as it is, with all that eager autograd would save."""
     forward, backward = _split(joint, roles, _saved_by_default(joint, roles))
     timeline = _timeline(forward, backward, roles)
-    above = options.level > IMPLEMENTED_LEVEL
     plan = MemoryPlan(
         level=options.level,
         applied=False,
@@ -90,9 +89,19 @@ def _baseline(joint: GraphModule, roles: JointRoles, options: Options) -> Partit
         predicted=timeline,
         baseline=timeline,
         baseline_flops=_flops(forward, backward),
-        notes=(f"level {options.level} runs what exists: level {IMPLEMENTED_LEVEL}",) * above,
+        notes=tuple(_unused(options)),
     )
     return Partition(forward, backward, plan)
+
+
+def _unused(options: Options) -> Iterator[str]:
+    """What the user asked for and does not get."""
+    if options.level > IMPLEMENTED_LEVEL:
+        yield f"level {options.level} runs what exists: level {IMPLEMENTED_LEVEL}"
+    if options.memory_budget is not None:
+        yield f"memory_budget is not used: level {IMPLEMENTED_LEVEL} has one plan, of least memory"
+    if options.prefer != "balanced":
+        yield f"prefer is not used: level {IMPLEMENTED_LEVEL} has one plan, of least memory"
 
 
 def _noted(partition: Partition, note: str) -> Partition:
