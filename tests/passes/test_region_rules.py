@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from snnfx.kernels.region_ops import operation
 from snnfx.passes.optable import OpTable
@@ -24,6 +24,7 @@ from tests.passes.region_graphs import (
     T,
     Wrapper,
     evaluated_by_torch,
+    regions_of,
     run_both,
     targets_inside,
 )
@@ -332,18 +333,16 @@ def test_what_moves_or_mixes_elements_stays_outside(target: Any, args: tuple[Any
     result = net.call(target, source, *args, **options)
     others = [net.call(aten.neg.default, s) for s in layer(net)[1]]
     module = net.finish(result, *others)
-    assert target not in {n.target for n in lowered_nodes(module)}
+    assert target not in {n.target for n in taken_in(module)}
     for expected, found in zip(*run_both(module, net.inputs), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4, equal_nan=True)
 
 
-def lowered_nodes(module: Any) -> set[Node]:
-    from snnfx.passes.rewrite.regions import find_regions
-
-    regions = find_regions(module.graph, module.graph.find_nodes(op="placeholder")).regions
+def taken_in(module: GraphModule) -> set[Node]:
+    """The nodes in regions, but for slices along time."""
     return {
         node
-        for region in regions
+        for region in regions_of(module)
         for node in region.nodes
         if node.target is not aten.select.int or node.args[1] != 0
     }
