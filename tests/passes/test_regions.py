@@ -291,13 +291,14 @@ def test_what_is_taken_apart_may_be_used_in_several_places() -> None:
 
 def test_random_numbers_that_nothing_drives_keep_their_order() -> None:
     net = HandMade()
-    x = net.input(torch.randn(BATCH, FEATURES))
-    drawn = [net.call(aten.rand.default, [BATCH, FEATURES])]
+    x = net.input(torch.randn(2 * BATCH, FEATURES))
+    drawn = [net.call(aten.rand.default, [2 * BATCH, FEATURES])]
     doubled = net.call(aten.mul.Tensor, x, 2.0)
     drawn.append(net.call(aten.bernoulli.default, net.call(aten.sigmoid.default, doubled)))
-    drawn.append(net.call(aten.rand.default, [BATCH, FEATURES]))
+    drawn.append(net.call(aten.rand.default, [2 * BATCH, FEATURES]))
     kept = [net.call(aten.where.self, net.call(aten.ge.Scalar, d, 0.5), doubled, x) for d in drawn]
     module = net.finish(*kept)
+    assert regions_of(module)
     for expected, found in zip(*run_both(module, net.inputs), strict=True):
         assert torch.equal(found, expected)
 
