@@ -38,6 +38,7 @@ class Lowering:
         self.tangents = 0
         self.outputs = 0
         self._forward: GraphModule | None = None
+        self._failed = False
         self._saved: dict[str, Tensor | None] = {}
 
     def forward(self, module: GraphModule, example_inputs: Sequence[Any]) -> BoxedFunction:
@@ -84,11 +85,12 @@ class Lowering:
 
     def _lowered(self, module: GraphModule, driving: Sequence[Any]) -> GraphModule:
         """The outer graph with its regions compiled, or the graph itself where that fails."""
-        if not is_on_cpu(module.graph):
+        if self._failed or not is_on_cpu(module.graph):
             return module
         try:
             return lower_regions(module, driving)
         except KernelError as error:
+            self._failed = True
             warnings.warn(
                 f"snnmem runs this graph op by op, since its regions cannot be compiled: {error}",
                 SnnfxWarning,
