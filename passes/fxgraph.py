@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+aten = torch.ops.aten
+
 VALUE_KEY = "val"
 DONATED_KEY = "snnfx_donated"
 
@@ -158,7 +160,7 @@ def is_view(node: Node) -> bool:
     """Whether the result shares the storage of an input (by the operator's schema)."""
     if is_getitem(node):
         return is_view(node.all_input_nodes[0])
-    if node.target is torch.ops.aten._unsafe_view.default:
+    if node.target is aten._unsafe_view.default:
         return True  # its schema does not say so, but it does
     schema = schema_of(node)
     if schema is None:

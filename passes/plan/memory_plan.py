@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -145,13 +146,19 @@ class MemoryPlan:
         axes = figure.add_subplot()
         mib = 1024.0 * 1024.0
         for label, line in (("without snnmem", self.baseline), ("snnmem", self.predicted)):
+            times = (*_spread(line.forward, 0.0), *_spread(line.backward, 1.0))
             points = (*line.forward, *line.backward)
-            scale = max(1, len(points) - 1)
-            axes.plot([i / scale for i in range(len(points))], [p / mib for p in points],
-                      label=label)  # fmt: skip
-        axes.set_xlabel("progress of one step (forward, then backward)")
+            axes.plot(times, [point / mib for point in points], label=label)
+        axes.axvline(1.0, color="black", linewidth=0.8)
+        axes.set_xlim(0.0, 2.0)
+        axes.set_xticks([0.5, 1.5], ["forward", "backward"])
         axes.set_ylabel("predicted activation memory [MiB]")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         figure.legend(loc="outside upper right", ncols=2)
         figure.savefig(path, dpi=120)
+
+
+def _spread(points: Sequence[int], start: float) -> list[float]:
+    """A time for each of `points`, evenly over one unit from `start`."""
+    return [start + (i + 0.5) / len(points) for i in range(len(points))]
