@@ -68,7 +68,7 @@ def is_weight(cost: CostGraph, name: str) -> bool:
 def is_anchor(cost: CostGraph, name: str) -> bool:
     attrs = cost.nodes[name]
     jumps = attrs["kind"] is OpKind.THRESHOLD
-    return bool(jumps and attrs["feeds_forward"] and attrs["bits"] is not None)
+    return bool(jumps and attrs["feeds_forward"] and attrs["is_tensor"])
 
 
 def forced(cost: CostGraph, name: str) -> bool:
@@ -209,6 +209,15 @@ def test_every_layer_is_kept_as_its_packed_spikes_and_its_statistics() -> None:
     assert found.kept == ("mean0", "ge0", "mean1", "ge1", "mean2", "ge2")
     assert found.anchors == {"ge0", "ge1", "ge2"}
     assert "x" not in found.recomputed
+
+
+def test_a_jump_is_an_anchor_whether_it_can_be_packed_or_not() -> None:
+    jump = value(OpKind.THRESHOLD, 64)
+    values = {"x": value(OpKind.FREE), "round": jump, "y": value(OpKind.LIGHT, demanded=True)}
+    edges = [("x", "round"), ("round", "y")]
+    assert choose_checkpoints(cost_graph(values, edges)).anchors == {"round"}
+    values["round"] = replace(jump, feeds_forward=False)
+    assert choose_checkpoints(cost_graph(values, edges)).anchors == set()
 
 
 def test_a_layer_without_spikes_is_kept_at_its_narrowest_value() -> None:
