@@ -1,15 +1,8 @@
-"""Backend options and environment variables, each in one place.
-
-| variable | values | meaning |
-|---|---|---|
-| ``SNNFX_CHECK`` | 0, 1, 2 | 1 lints graphs after every pass; 2 propagates shapes, too |
-| ``SNNFX_DUMP`` | a folder | write the graphs before and after each pass there |
-"""
+"""Options of the backend, in one place."""
 
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -103,23 +96,6 @@ def parse_bytes(value: int | str) -> int:
             "such as '16GiB'"
         )
     return size
-
-
-def check_level() -> int:
-    """How much the pipeline checks its own graphs: ``SNNFX_CHECK``, 0 by default.
-
-    Raises:
-        OptionError: the variable holds something else than 0, 1 or 2.
-    """
-    value = os.environ.get("SNNFX_CHECK", "0")
-    if value not in ("0", "1", "2"):
-        raise OptionError(f"SNNFX_CHECK={value!r}; allowed: 0, 1, 2")
-    return int(value)
-
-
-def dump_folder() -> str | None:
-    """Where graphs are written: ``SNNFX_DUMP``, None if unset."""
-    return os.environ.get("SNNFX_DUMP") or None
 
 
 def _level(name: str, value: Any) -> int:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snnfx.config import Options, check_level, dump_folder, parse_bytes
+from snnfx.config import Options, parse_bytes
 from snnfx.errors import OptionError, SnnfxError
 
 NAMES = [field.name for field in fields(Options)]
@@ -161,27 +161,3 @@ def test_a_plan_is_passed_to_the_callback() -> None:
     plan, callback = Recorder(), Recorder()
     Options.parse({"plan_callback": callback}).report(plan)
     assert callback.seen == [plan]
-
-
-@pytest.mark.parametrize(("value", "level"), [(None, 0), ("0", 0), ("1", 1), ("2", 2)])
-def test_the_check_level_is_read_from_the_environment(
-    monkeypatch: pytest.MonkeyPatch, value: str | None, level: int
-) -> None:
-    monkeypatch.delenv("SNNFX_CHECK", raising=False)
-    if value is not None:
-        monkeypatch.setenv("SNNFX_CHECK", value)
-    assert check_level() == level
-
-
-@pytest.mark.parametrize("value", ["3", "yes", ""])
-def test_another_check_level_is_an_error(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv("SNNFX_CHECK", value)
-    with pytest.raises(OptionError, match="allowed: 0, 1, 2"):
-        check_level()
-
-
-def test_the_dump_folder_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SNNFX_DUMP", raising=False)
-    assert dump_folder() is None
-    monkeypatch.setenv("SNNFX_DUMP", "some/folder")
-    assert dump_folder() == "some/folder"
