@@ -42,6 +42,12 @@ BATCH_NORMS = frozenset(
 )  # fmt: skip
 """Batch norms that return statistics of a few numbers a channel besides their output."""
 
+JOINS = frozenset(
+    {aten.stack, aten.cat, aten.clone, aten.full, aten.repeat, aten._to_copy,
+     torch.ops.prims.convert_element_type}
+)  # fmt: skip
+"""Operators that only move or convert elements, though no tag says so."""
+
 STATISTIC_RATIO = 8
 """A result this many times smaller than the largest input counts as a statistic."""
 
@@ -123,3 +129,11 @@ def kind_of(node: Node) -> OpKind:
     if packet(source) in THRESHOLDS:
         return OpKind.THRESHOLD
     return OpKind.STATISTIC if is_statistic(node) else OpKind.LIGHT
+
+
+def is_elementwise(node: Node) -> bool:
+    """Whether the node only views, copies, joins or computes element by element."""
+    if is_getitem(node) or is_view(node) or packet(node) in JOINS:
+        return True
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags

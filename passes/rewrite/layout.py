@@ -20,7 +20,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 import snnfx.kernels.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
-from snnfx.passes.analysis.opkinds import is_random
+from snnfx.passes.analysis.opkinds import is_elementwise, packet
 from snnfx.passes.analysis.packs import memory_format_of
 from snnfx.passes.fxgraph import node_value, numel, output_args, set_value, tensor_value
 
@@ -44,6 +44,9 @@ WEIGHTS: dict[Any, int] = {
 """Which argument is the weight."""
 
 DTYPES = (torch.float32, torch.float64)
+REDUCTIONS = frozenset({aten.sum, aten.mean, torch.ops.snnfx.batch_norm_statistics})
+"""Operators that read elements in any layout."""
+
 ACTIVATION_RATIO = 2
 """A convolution is converted if its activations hold this many times the elements of its weight."""
 
@@ -71,7 +74,7 @@ def prefer_channels_last(graph: Graph) -> LayoutResult:
         wanted = CHANNELS_LAST if _is_activation_bound(node) else torch.contiguous_format
         for position in READS_CHANNELS_LAST.get(node.target, ()):
             changed += _convert(graph, node, position, wanted)
-        if is_random(node):
+        if not _takes_any_layout(node):
             _keep_layout(graph, node, before)
         _propagate(graph, node)
     for result in output_args(graph):
@@ -115,17 +118,21 @@ def _value(arg: object) -> Tensor | None:
 
 
 def _convert(graph: Graph, node: Node, position: int, wanted: torch.memory_format) -> int:
-    source = node.args[position]
-    value = tensor_value(source) if isinstance(source, Node) else None
-    if value is None or not _is_image(value):
+    value = _value(node.args[position])
+    if value is None or not _is_image(value) or value.is_contiguous(memory_format=wanted):
         return 0
-    if value.is_contiguous(memory_format=wanted):
-        return 0
+    _insert_copy(graph, node, position, wanted)
+    return 1
+
+
+def _insert_copy(graph: Graph, node: Node, position: int, wanted: torch.memory_format) -> None:
+    """Give the node a copy of one of its arguments in another memory format."""
     with graph.inserting_before(node):
-        copy = graph.call_function(aten.clone.default, (source,), {"memory_format": wanted})
+        copy = graph.call_function(
+            aten.clone.default, (node.args[position],), {"memory_format": wanted}
+        )
     set_value(copy, _compute(copy))
     node.update_arg(position, copy)
-    return 1
 
 
 def _compute(node: Node) -> Any:
@@ -156,20 +163,9 @@ def _propagate(graph: Graph, node: Node) -> None:
             value = _compute(node)
         except (RuntimeError, ValueError):
             # A view that the new strides do not allow: it gets a row-major copy to look at.
-            _make_contiguous(graph, node)
+            _insert_copy(graph, node, 0, torch.contiguous_format)
             value = _compute(node)
     set_value(node, value)
-
-
-def _make_contiguous(graph: Graph, node: Node) -> None:
-    source = node.args[0]
-    assert isinstance(source, Node)
-    with graph.inserting_before(node):
-        copy = graph.call_function(
-            aten.clone.default, (source,), {"memory_format": torch.contiguous_format}
-        )
-    set_value(copy, _compute(copy))
-    node.update_arg(0, copy)
 
 
 def _stacked(node: Node) -> Tensor:
@@ -206,15 +202,25 @@ def _with_order(value: Tensor, order: tuple[int, ...]) -> Tensor:
         return value.new_empty([value.shape[d] for d in order]).permute(inverse)
 
 
+def _takes_any_layout(node: Node) -> bool:
+    """Whether strides change nothing but speed and rounding.
+
+    Not so for random numbers, which fill memory in its order, nor for kernels that take their
+    inputs to be row-major, as the one of group norm does.
+    """
+    known = node.target in READS_CHANNELS_LAST or packet(node) in REDUCTIONS
+    return known or is_elementwise(node) or node.target in (PACK, UNPACK)
+
+
 def _keep_layout(graph: Graph, node: Node, before: dict[Node, Tensor]) -> None:
-    """Random numbers fill memory in its order: the plain model's strides give its numbers."""
+    """Give the node inputs with the strides of the plain model."""
     for position, source in enumerate(node.args):
         old, value = before.get(source), _value(source)  # type: ignore[arg-type]
         if old is None or value is None or old.stride() == value.stride():
             continue
         wanted = memory_format_of(old)
-        if wanted is not None and _is_image(value):
-            _convert(graph, node, position, wanted)
+        if wanted is not None:
+            _insert_copy(graph, node, position, wanted)
 
 
 def _restore(graph: Graph, node: Node, old: Tensor | None) -> None:

@@ -18,20 +18,18 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Graph, Node
 
-from snnfx.passes.analysis.opkinds import BATCH_NORMS, packet
-from snnfx.passes.analysis.packs import CASTS, Pack, memory_format_of
+from snnfx.passes.analysis.opkinds import BATCH_NORMS, is_elementwise, packet
+from snnfx.passes.analysis.packs import Pack, memory_format_of
 from snnfx.passes.fxgraph import (
     JointRoles,
     dependents,
     is_getitem,
-    is_view,
     node_value,
     set_value,
     tensor_value,
 )
 
 aten = torch.ops.aten
-JOINS = frozenset({aten.stack, aten.cat, aten.clone, aten.full, aten.repeat}) | CASTS
 
 
 @dataclass(frozen=True)
@@ -278,14 +276,6 @@ class _Rematerialiser:
                     stack.extend(node.all_input_nodes)
             self.cheap[value] = cheap
         return self.cheap[value]
-
-
-def is_elementwise(node: Node) -> bool:
-    """Whether the node only views, copies, joins or computes element by element."""
-    if is_getitem(node) or is_view(node) or packet(node) in JOINS:
-        return True
-    target = node.target
-    return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
 
 
 def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
