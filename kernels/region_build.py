@@ -84,6 +84,15 @@ def _library_path(source: str, compiler: tuple[str, ...]) -> Path:
     return cache_folder() / f"region_{hashlib.sha256(text.encode()).hexdigest()[:32]}.so"
 
 
+def _require_own(folder: Path) -> None:
+    """Never load code from a folder that another user made, as anyone may in a shared /tmp."""
+    if hasattr(os, "getuid") and folder.exists() and folder.stat().st_uid != os.getuid():
+        raise KernelError(
+            f"{folder} belongs to another user, so no compiled region is loaded from it; set "
+            "SNNFX_CACHE_DIR to a folder of your own"
+        )
+
+
 def build_library(source: str) -> Path:
     """Compile `source`, unless that was done before.
 
@@ -95,10 +104,11 @@ def build_library(source: str) -> Path:
     """
     compiler = find_compiler()
     library = _library_path(source, compiler)
+    _require_own(library.parent)
     if library.exists():
         return library
     try:
-        library.parent.mkdir(parents=True, exist_ok=True)
+        library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             code, made = Path(folder) / "region.cpp", Path(folder) / "region.so"
             code.write_text(source)

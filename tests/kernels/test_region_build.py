@@ -162,3 +162,12 @@ def test_blocks_shrink_with_the_number_of_slices() -> None:
     sizes = [block_elements(lif_backward(steps)) for steps in (1, 4, 10, 64)]
     assert sizes == sorted(sizes, reverse=True)
     assert all(size & (size - 1) == 0 for size in sizes)
+
+
+def test_a_cache_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SNNFX_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("os.getuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(KernelError, match="belongs to another user"):
+        build_library("int unused;")
