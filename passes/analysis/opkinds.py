@@ -44,9 +44,10 @@ BATCH_NORMS = frozenset(
 
 JOINS = frozenset(
     {aten.stack, aten.cat, aten.clone, aten.full, aten.repeat, aten._to_copy,
+     aten.full_like, aten.zeros_like, aten.ones_like, aten.empty_like,
      torch.ops.prims.convert_element_type}
 )  # fmt: skip
-"""Operators that only move or convert elements, though no tag says so."""
+"""Operators that only make, move or convert elements, though no tag says so."""
 
 STATISTIC_RATIO = 8
 """A result this many times smaller than the largest input counts as a statistic."""
