@@ -84,6 +84,12 @@ def numel(value: Tensor) -> int:
     return count
 
 
+def stride_order(value: Tensor) -> tuple[int, ...]:
+    """The dimensions from the largest stride to the smallest; sizes must be numbers."""
+    dims = range(value.dim())
+    return tuple(sorted(dims, key=lambda d: (-value.stride(d), -value.shape[d], d)))
+
+
 def tensor_bytes(value: Tensor) -> int:
     """Bytes of a dense tensor of this shape and dtype."""
     return numel(value) * value.element_size()

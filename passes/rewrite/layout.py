@@ -22,7 +22,14 @@ from torch.fx.node import map_arg
 import snnfx.kernels.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
 from snnfx.passes.analysis.opkinds import is_elementwise, packet
 from snnfx.passes.analysis.packs import memory_format_of
-from snnfx.passes.fxgraph import node_value, numel, output_args, set_value, tensor_value
+from snnfx.passes.fxgraph import (
+    node_value,
+    numel,
+    output_args,
+    set_value,
+    stride_order,
+    tensor_value,
+)
 
 aten = torch.ops.aten
 PACK, UNPACK = torch.ops.snnfx.pack_bits.default, torch.ops.snnfx.unpack_bits.default
@@ -177,7 +184,7 @@ def _stacked(node: Node) -> Tensor:
     dim = node.args[1] if len(node.args) > 1 else 0
     if first is None or dim != 0:
         return value
-    return _with_order(value, (0, *(d + 1 for d in _order(first))))
+    return _with_order(value, (0, *(d + 1 for d in stride_order(first))))
 
 
 def _recoded(node: Node) -> Tensor:
@@ -186,13 +193,8 @@ def _recoded(node: Node) -> Tensor:
     source = tensor_value(node.all_input_nodes[0])
     if source is None or source.dim() != value.dim():
         return value
-    order = _order(source)
+    order = stride_order(source)
     return _with_order(value, order) if order[0] == 0 else value
-
-
-def _order(value: Tensor) -> tuple[int, ...]:
-    dims = range(value.dim())
-    return tuple(sorted(dims, key=lambda d: (-value.stride(d), -value.shape[d], d)))
 
 
 def _with_order(value: Tensor, order: tuple[int, ...]) -> Tensor:

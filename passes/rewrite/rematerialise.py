@@ -131,7 +131,7 @@ class _Rematerialiser:
             return self.held.get(value, value)
         context = None if is_elementwise(consumer) or not self._is_cheap(value) else consumer
         self._restore_all(value, context, consumer)
-        return self._restored(value, context)
+        return self.clones[context, value]
 
     def _is_restored(self, value: Node) -> bool:
         return value in self.recomputed or value in self.steps or value in self.whole
@@ -151,9 +151,6 @@ class _Rematerialiser:
         for node in sorted(missing, key=self.index.__getitem__):
             with self.graph.inserting_before(before):
                 self.clones[context, node] = self._restore(node, context, before)
-
-    def _restored(self, value: Node, context: Node | None) -> Node:
-        return self.clones[context, value]
 
     def _restore(self, node: Node, context: Node | None, before: Node) -> Node:
         if node in self.whole:
@@ -187,9 +184,9 @@ class _Rematerialiser:
         for source in node.all_input_nodes:
             if split and self._is_restored(source) and self._is_cheap(source):
                 self._restore_all(source, node, before)
-                sources[source] = self._restored(source, node)
+                sources[source] = self.clones[node, source]
             elif self._is_restored(source):
-                sources[source] = self._restored(source, context)
+                sources[source] = self.clones[context, source]
             else:
                 sources[source] = self._overwritten(node).get(source, self.held.get(source, source))
         return self.graph.node_copy(node, lambda n: sources[n])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from snnfx.kernels.region_build import RegionKernel
 from snnfx.kernels.region_layout import Layout
-from snnfx.passes.fxgraph import tensor_value
+from snnfx.passes.fxgraph import stride_order, tensor_value
 from snnfx.passes.rewrite.region_program import OutputSpec, RegionProgram, base_reference
 
 
@@ -77,7 +77,7 @@ class OutputLayout:
         self.kept = spec.kept_dims
         self.dtype = value.dtype
         self.device = value.device
-        self.order = stride_order(value)
+        self.order = _dense_order(value)
 
     def shape(self, base: Sequence[int]) -> tuple[int, ...]:
         """The result's shape over this base space."""
@@ -142,10 +142,10 @@ def _layout(strides: tuple[int, ...], kind: str, base: Sequence[int]) -> Layout:
     return 0, strides
 
 
-def stride_order(value: Tensor) -> tuple[int, ...]:
+def _dense_order(value: Tensor) -> tuple[int, ...]:
     """Dimensions by falling stride, as in the plain model; row-major if that has gaps."""
     dims = tuple(range(value.dim()))
     if not all(isinstance(size, int) for size in value.shape):
         return dims
-    order = sorted(dims, key=lambda d: (-value.stride(d), -value.shape[d], d))
-    return tuple(order) if value.permute(order).is_contiguous() else dims
+    order = stride_order(value)
+    return order if value.permute(order).is_contiguous() else dims
