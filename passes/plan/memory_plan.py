@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Storage = Literal["kept", "packed", "dropped"]
+DecisionKind = Literal["checkpoint", "split", "tile", "restore", "schedule", "baseline"]
+TileAxis = Literal["time", "batch"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,41 @@ class Segment:
         inputs: the kept values that it is computed from.
         values: how many values are computed again.
         flops: of computing them again.
+        tiles: in how many tiles its backward runs.
+        axis: along which; None for one tile.
+        backward_points: first and last point of the backward schedule at which it is computed
+            again; None where it is not seen in the schedule.
     """
 
     name: str
     inputs: tuple[str, ...]
     values: int
     flops: int
+    tiles: int = 1
+    axis: TileAxis | None = None
+    backward_points: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One thing that the planner decided, and why.
+
+    Attributes:
+        kind: checkpoint a layer, split a segment at a further value, run it in tiles, give a saved
+            tensor back, order the schedule, or use the baseline.
+        target: the value or segment that it is about.
+        peak_before_bytes: predicted peak before it.
+        peak_after_bytes: predicted peak after it.
+        seconds: predicted time that it adds to a step; negative where it saves time.
+        reason: why, in words.
+    """
+
+    kind: DecisionKind
+    target: str
+    peak_before_bytes: int
+    peak_after_bytes: int
+    seconds: float
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -53,10 +84,18 @@ class Timeline:
     """Predicted activation bytes at each point of a schedule: one forward, then one backward.
 
     Parameters, gradients of parameters and inputs of the model are not counted.
+
+    Attributes:
+        forward: bytes while each step of the forward runs.
+        backward: bytes while each step of the backward runs.
+        forward_names: the steps of the forward, one for each of `forward`.
+        backward_names: the steps of the backward, one for each of `backward`.
     """
 
     forward: tuple[int, ...] = ()
     backward: tuple[int, ...] = ()
+    forward_names: tuple[str, ...] = ()
+    backward_names: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int:
@@ -78,6 +117,12 @@ class MemoryPlan:
         baseline: the timeline of the graph without it.
         extra_flops: predicted work of computing again (a multiply-add counts 2).
         baseline_flops: predicted work of the graph without the plan.
+        predicted_seconds: predicted time of a step under the plan, from the device table: to be
+            compared with `baseline_seconds` and with other plans, not with a clock.
+        baseline_seconds: the same of the graph without the plan.
+        decisions: what was decided, in order, and why.
+        memory_budget: bytes that were asked for; None where there is no limit.
+        prefer: ``"speed"``, ``"balanced"`` or ``"memory"``.
         notes: what the user should know.
     """
 
@@ -90,6 +135,11 @@ class MemoryPlan:
     baseline: Timeline = field(default_factory=Timeline)
     extra_flops: int = 0
     baseline_flops: int = 0
+    predicted_seconds: float = 0.0
+    baseline_seconds: float = 0.0
+    decisions: tuple[Decision, ...] = ()
+    memory_budget: int | None = None
+    prefer: str = "balanced"
     notes: tuple[str, ...] = ()
 
     @property

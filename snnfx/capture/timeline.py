@@ -24,7 +24,8 @@ def step_timeline(forward: Graph, backward: Graph, num_outputs: int) -> Timeline
     owned, aliases = _passed_storages(forward, backward, num_outputs)
     rest = max(0, first.end_bytes - sum(owned.values()))
     second = analyse_liveness(backward, owned, aliases, count_results=False)
-    return Timeline(first.timeline_bytes, tuple(b + rest for b in second.timeline_bytes))
+    backward_bytes = tuple(b + rest for b in second.timeline_bytes)
+    return Timeline(first.timeline_bytes, backward_bytes, first.names, second.names)
 
 
 def _passed_storages(
