@@ -62,6 +62,11 @@ def tensor_value(node: Node) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
+def is_symbol(node: object) -> bool:
+    """Whether the node computes a symbolic number, such as a size."""
+    return isinstance(node, Node) and isinstance(node_value(node), torch.SymInt | torch.SymFloat)
+
+
 def has_static_shape(node: Node) -> bool:
     """Whether the node computes one tensor whose sizes are all known numbers."""
     value = tensor_value(node)
@@ -112,12 +117,17 @@ def set_donations(node: Node, donated: Mapping[int, int]) -> None:
     node.meta[DONATED_KEY] = dict(donated)
 
 
+def donations_of(node: Node) -> dict[int, int]:
+    """Which results of a call are written into the memory of which of its arguments."""
+    return dict(node.meta.get(DONATED_KEY, {}))
+
+
 def donor_of(node: Node) -> Node | None:
     """The argument in whose memory a result (a getitem) was written, if there is one."""
     if not is_getitem(node):
         return None
     call = node.all_input_nodes[0]
-    index = call.meta.get(DONATED_KEY, {}).get(node.args[1])
+    index = donations_of(call).get(node.args[1])  # type: ignore[arg-type]
     donor = None if index is None else call.args[index]
     return donor if isinstance(donor, Node) else None
 

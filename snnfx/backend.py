@@ -54,8 +54,7 @@ def snnmem(
         mutated = mutated_inputs(joint, primals, num_fwd_outputs)
         roles = find_roles(joint, primals, num_fwd_outputs, mutated)
         result = partition_joint(joint, roles, parsed)
-        lowering.plan = result.plan
-        lowering.tangents = len(roles.tangents)
+        lowering.partition = result
         lowering.outputs = num_fwd_outputs
         return result.forward, result.backward
 

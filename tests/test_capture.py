@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from snnfx.capture.offline import Capture, capture, plan
 from snnfx.errors import CaptureError, OptionError
 from snnfx.neurons import LIFNode
 from snnfx.passes.fxgraph import output_args, tensor_value
+from snnfx.passes.plan.memory_plan import MemoryPlan
 
 from tests.models import NETS, SpikingMLP, Workload, hand_written, spiking_mlp
 from tests.oracles import measured_added_bytes
@@ -93,11 +95,19 @@ def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
             torch.testing.assert_close(after[name][1], value, rtol=0, atol=0, equal_nan=True)
 
 
+def unnamed(made: MemoryPlan) -> MemoryPlan:
+    """The plan without the names of schedule points: Dynamo numbers some of them differently."""
+    drop = {"forward_names": (), "backward_names": ()}
+    return replace(
+        made, predicted=replace(made.predicted, **drop), baseline=replace(made.baseline, **drop)
+    )
+
+
 @pytest.mark.parametrize("name", ["vgg", "hand_written", "plain_mlp"])
 def test_the_plan_is_that_of_the_backend(name: str) -> None:
     workload = NETS[name]()
     offline = plan(workload.model, workload.inputs, lowering="eager")
-    assert offline == backend_plan(workload, lowering="eager")
+    assert unnamed(offline) == unnamed(backend_plan(workload, lowering="eager"))
 
 
 def test_the_plan_is_that_of_the_backend_where_regions_are_compiled() -> None:

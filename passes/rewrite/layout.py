@@ -238,3 +238,5 @@ def _restore(graph: Graph, node: Node, old: Tensor | None) -> None:
     copy.meta = dict(node.meta)
     set_value(copy, _compute(copy))
     graph.output_node().replace_input_with(node, copy)
+    # Halves of a step know what passes between them by its name.
+    node.name, copy.name = copy.name, node.name

@@ -41,12 +41,14 @@ class RematerialiseResult:
         backward: all nodes of the backward, clones included.
         clones: how many nodes were cloned.
         packs: how many packed tensors are saved.
+        origins: for the name of each clone, that of the forward's node.
     """
 
     saved: tuple[Node, ...]
     backward: frozenset[Node]
     clones: int
     packs: int
+    origins: Mapping[str, str]
 
 
 def rematerialise(
@@ -106,7 +108,8 @@ class _Rematerialiser:
                 self._rewire(node)
         backward = frozenset(set(self.graph.nodes) - forward - {self.graph.output_node()})
         saved = _inputs_from_outside(self.graph, backward, self.roles)
-        return RematerialiseResult(saved, backward, len(self.clones), len(self.packs))
+        origins = {clone.name: node.name for (_, node), clone in self.clones.items()}
+        return RematerialiseResult(saved, backward, len(self.clones), len(self.packs), origins)
 
     def _hold(self, primal: Node) -> Node:
         """A copy of an input's content from before the forward overwrites it."""

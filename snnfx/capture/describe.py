@@ -56,9 +56,19 @@ def _kept_sources(
 
 
 def describe_saved(
-    cost: CostGraph, checkpoints: Checkpoints, packs: Sequence[Pack]
+    cost: CostGraph,
+    checkpoints: Checkpoints,
+    packs: Sequence[Pack],
+    restored: frozenset[str] = frozenset(),
 ) -> tuple[SavedTensor, ...]:
-    """What becomes of each value that is kept, or was kept without the plan."""
+    """What becomes of each value that is kept, or was kept without the plan.
+
+    Args:
+        cost: the values.
+        checkpoints: which of them are kept at level 1.
+        packs: how they are packed.
+        restored: which of the others are kept after all.
+    """
     packed = {member.name: pack for pack in packs for member in pack.members}
     saved: list[SavedTensor] = []
     for name in checkpoints.kept:
@@ -72,7 +82,10 @@ def describe_saved(
             saved.append(SavedTensor(name, "kept", None, size, size, kind))
     for name in checkpoints.recomputed:
         attrs = cost.nodes[name]
-        if attrs["demanded"] and attrs["is_tensor"] and not attrs["is_view"]:
+        if name in restored:
+            reason = "kept after all: there is room, and computing it again takes time"
+            saved.append(SavedTensor(name, "kept", None, attrs["bytes"], attrs["bytes"], reason))
+        elif attrs["demanded"] and attrs["is_tensor"] and not attrs["is_view"]:
             reason = "computed again from the kept values of its segment"
             saved.append(SavedTensor(name, "dropped", None, attrs["bytes"], 0, reason))
     return tuple(saved)

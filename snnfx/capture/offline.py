@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from snnfx.capture.pipeline import Partition, partition_joint
+from snnfx.capture.pipeline import partition_joint
 from snnfx.capture.trace import JointTrace, fake_arguments, primal_names
 from snnfx.config import Options
 from snnfx.errors import CaptureError
-from snnfx.lowering.lower import Lowering
 from snnfx.passes.fxgraph import JointRoles, numel, tensor_value
 from snnfx.passes.plan.memory_plan import MemoryPlan
 
@@ -51,9 +50,6 @@ class Capture:
     def plan(self, **options: Any) -> MemoryPlan:
         """What the backend would do with this graph; the graph stays as it is.
 
-        The `"inductor"` lowering compiles its kernels for that, as the backend does: which buffers
-        a region needs is known when it is built.
-
         Args:
             options: those of the backend; see `snnfx.config.Options`.
 
@@ -62,8 +58,7 @@ class Capture:
         """
         parsed = Options.parse(options)
         joint, roles = _copied(self.graph_module, self.roles)
-        partition = partition_joint(joint, roles, parsed)
-        plan = _lowered_plan(partition, roles, parsed)
+        plan = partition_joint(joint, roles, parsed).plan
         parsed.report(plan)
         return plan
 
@@ -152,21 +147,6 @@ class _WithLoss(nn.Module):
 
     def forward(self, *args: Any) -> Tensor:
         return self.loss_fn(self.model(*args))
-
-
-def _lowered_plan(partition: Partition, roles: JointRoles, options: Options) -> MemoryPlan:
-    """The plan with the timeline of what runs: fused regions need less than single operators."""
-    plan = partition.plan
-    if options.lowering == "eager" or not plan.applied:
-        return plan
-    lowered: list[MemoryPlan] = []
-    lowering = Lowering(options, lowered.append)
-    lowering.plan = plan
-    lowering.tangents = len(roles.tangents)
-    lowering.outputs = len(roles.forward_outputs)
-    lowering.forward(partition.forward, ())
-    lowering.backward(partition.backward, ())
-    return lowered[-1]
 
 
 def _check_loss(roles: JointRoles) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch.fx import GraphModule, Node
@@ -11,32 +11,55 @@ from torch.fx import GraphModule, Node
 import snnfx.kernels.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers operators
 from snnfx._torch_compat import extract_forward_backward
 from snnfx.capture.describe import describe_saved, describe_segments
+from snnfx.capture.halves import Halves
+from snnfx.capture.planning import plan_levels
 from snnfx.capture.timeline import step_timeline
 from snnfx.config import Options
 from snnfx.errors import SnnfxWarning
+from snnfx.lowering.outer import Outline
 from snnfx.passes.analysis.opkinds import OpKind
 from snnfx.passes.analysis.packs import Pack, find_packs
 from snnfx.passes.analysis.value_range import ValueRanges, analyse_value_ranges
 from snnfx.passes.cost.flops import node_flops
 from snnfx.passes.cost.graph import CostGraph, backward_nodes, build_cost_graph
-from snnfx.passes.fxgraph import JointRoles, is_on_cpu, tensor_value
+from snnfx.passes.cost.roofline import device_of, graph_seconds
+from snnfx.passes.fxgraph import (
+    JointRoles,
+    is_on_cpu,
+    node_value,
+    output_args,
+    set_value,
+    tensor_value,
+)
 from snnfx.passes.plan.memory_plan import MemoryPlan, Timeline
 from snnfx.passes.plan.segments import Checkpoints, choose_checkpoints
 from snnfx.passes.rewrite.accumulation import stack_accumulations
+from snnfx.passes.rewrite.convolutions import (
+    multiply_weight_bound,
+    split_convolution_backwards,
+)
+from snnfx.passes.rewrite.layout import prefer_channels_last
 from snnfx.passes.rewrite.norms import expand_batch_norms
 from snnfx.passes.rewrite.rematerialise import rematerialise
 
-IMPLEMENTED_LEVEL = 1
 NO_SPIKES = "no tensor of this graph is proven to be spikes, so it is left as it is"
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A joint graph split in two, and the plan behind the split."""
+    """A joint graph split in two, and the plan behind the split.
+
+    Attributes:
+        forward: the forward of a step.
+        backward: its backward.
+        plan: what was decided.
+        outlines: how both halves run, where their regions are to be compiled.
+    """
 
     forward: GraphModule
     backward: GraphModule
     plan: MemoryPlan
+    outlines: tuple[Outline, Outline] | None = None
 
 
 def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> Partition:
@@ -50,9 +73,10 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
     baseline = _baseline(joint, roles, options)
     if options.level == 0:
         return _noted(baseline, "level 0 leaves the graph as it is")
-    # Elsewhere no region takes in what a batch norm leaves, and its own operator is better.
-    if options.lowering == "inductor" and is_on_cpu(joint.graph):
+    fused = options.lowering == "inductor" and is_on_cpu(joint.graph)
+    if fused:  # elsewhere no region takes in what these leave
         expand_batch_norms(joint.graph)
+        split_convolution_backwards(joint.graph)
     stack_accumulations(joint.graph)
     roles = roles.refreshed(joint)
     ranges = analyse_value_ranges(joint.graph)
@@ -61,13 +85,22 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
     if not checkpoints.anchors:
         return _noted(baseline, NO_SPIKES)
     _warn_about_opaque(cost, checkpoints)
-    planned = _apply(joint, roles, options, cost, ranges, checkpoints)
+    nodes = {node.name: node for node in joint.graph.nodes}
+    kept = [nodes[name] for name in checkpoints.kept]
+    packs = find_packs(kept, ranges) if options.compress else ()
+    halves = _halves(joint, roles, checkpoints, packs, fused)
+    planned = plan_levels(halves, options, baseline.plan.baseline_peak_bytes)
     plan = replace(
-        planned.plan,
-        baseline=baseline.plan.baseline,
-        baseline_flops=baseline.plan.baseline_flops,
-        extra_flops=_flops(planned.forward, planned.backward) - baseline.plan.baseline_flops,
-        notes=(*baseline.plan.notes, *planned.plan.notes),
+        baseline.plan,
+        applied=True,
+        segments=describe_segments(cost, checkpoints),
+        saved=describe_saved(cost, checkpoints, packs, planned.restored),
+        predicted=planned.schedule.timeline,
+        predicted_seconds=planned.schedule.seconds,
+        extra_flops=_flops(planned.halves.forward, planned.halves.backward)
+        - baseline.plan.baseline_flops,
+        decisions=planned.decisions,
+        notes=(*baseline.plan.notes, *_assumptions(packs, ranges)),
     )
     if plan.predicted_peak_bytes >= plan.baseline_peak_bytes:
         return _noted(
@@ -75,13 +108,48 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
             f"the plan's predicted peak of {plan.predicted_peak_bytes:,} bytes does not beat the "
             f"baseline's {plan.baseline_peak_bytes:,}, so the graph is left as it is",
         )
-    return replace(planned, plan=plan)
+    halves = planned.halves
+    return Partition(halves.forward, halves.backward, plan, planned.schedule.outlines)
+
+
+def _halves(
+    joint: GraphModule,
+    roles: JointRoles,
+    checkpoints: Checkpoints,
+    packs: Sequence[Pack],
+    fused: bool,
+) -> Halves:
+    """Level 1: the two halves, the backward computing again all that is not kept."""
+    nodes = {node.name: node for node in joint.graph.nodes}
+    recomputed = [nodes[name] for name in checkpoints.recomputed]
+    result = rematerialise(joint.graph, roles, recomputed, packs)
+    joint.graph.lint()
+    forward, backward = _split(joint, roles, result.saved)
+    outputs = len(roles.forward_outputs)
+    halves = Halves(forward, backward, outputs, len(roles.tangents), result.origins, fused)
+    if fused:
+        _lay_out(halves)
+    return halves
+
+
+def _lay_out(halves: Halves) -> None:
+    """Give both halves the layouts and forms of operators that the CPU is best at."""
+    for half in (halves.forward, halves.backward):
+        multiply_weight_bound(half.graph)
+    prefer_channels_last(halves.forward.graph)
+    saved = {n.name: n for n in output_args(halves.forward.graph) if isinstance(n, Node)}
+    for placeholder in halves.backward.graph.find_nodes(op="placeholder"):
+        if placeholder.name in saved:  # with the strides that the forward gives it
+            set_value(placeholder, node_value(saved[placeholder.name]))
+    prefer_channels_last(halves.backward.graph)
 
 
 def _baseline(joint: GraphModule, roles: JointRoles, options: Options) -> Partition:
     """The graph as it is, with all that eager autograd would save."""
     forward, backward = _split(joint, roles, _saved_by_default(joint, roles))
-    timeline = _timeline(forward, backward, roles)
+    timeline = step_timeline(forward.graph, backward.graph, len(roles.forward_outputs))
+    device = device_of(joint.graph)
+    seconds = graph_seconds(forward.graph, device) + graph_seconds(backward.graph, device)
     plan = MemoryPlan(
         level=options.level,
         applied=False,
@@ -89,51 +157,17 @@ def _baseline(joint: GraphModule, roles: JointRoles, options: Options) -> Partit
         predicted=timeline,
         baseline=timeline,
         baseline_flops=_flops(forward, backward),
-        notes=tuple(_unused(options)),
+        predicted_seconds=seconds,
+        baseline_seconds=seconds,
+        memory_budget=options.memory_budget,
+        prefer=options.prefer,
     )
     return Partition(forward, backward, plan)
-
-
-def _unused(options: Options) -> Iterator[str]:
-    """What the user asked for and does not get."""
-    if options.level > IMPLEMENTED_LEVEL:
-        yield f"level {options.level} runs what exists: level {IMPLEMENTED_LEVEL}"
-    if options.memory_budget is not None:
-        yield f"memory_budget is not used: level {IMPLEMENTED_LEVEL} has one plan, of least memory"
-    if options.prefer != "balanced":
-        yield f"prefer is not used: level {IMPLEMENTED_LEVEL} has one plan, of least memory"
 
 
 def _noted(partition: Partition, note: str) -> Partition:
     plan = replace(partition.plan, notes=(*partition.plan.notes, note))
     return replace(partition, plan=plan)
-
-
-def _apply(
-    joint: GraphModule,
-    roles: JointRoles,
-    options: Options,
-    cost: CostGraph,
-    ranges: ValueRanges,
-    checkpoints: Checkpoints,
-) -> Partition:
-    nodes = {node.name: node for node in joint.graph.nodes}
-    kept = [nodes[name] for name in checkpoints.kept]
-    packs = find_packs(kept, ranges) if options.compress else ()
-    recomputed = [nodes[name] for name in checkpoints.recomputed]
-    result = rematerialise(joint.graph, roles, recomputed, packs)
-    joint.graph.lint()
-    forward, backward = _split(joint, roles, result.saved)
-    plan = MemoryPlan(
-        level=options.level,
-        applied=True,
-        lowering=options.lowering,
-        segments=describe_segments(cost, checkpoints),
-        saved=describe_saved(cost, checkpoints, packs),
-        predicted=_timeline(forward, backward, roles),
-        notes=_assumptions(packs, ranges),
-    )
-    return Partition(forward, backward, plan)
 
 
 def _assumptions(packs: Sequence[Pack], ranges: ValueRanges) -> tuple[str, ...]:
@@ -145,10 +179,6 @@ def _assumptions(packs: Sequence[Pack], ranges: ValueRanges) -> tuple[str, ...]:
         f"{', '.join(names)}: packed as numbers; where the forward computes NaN, so that its loss "
         "is NaN, the backward sees a number",
     )
-
-
-def _timeline(forward: GraphModule, backward: GraphModule, roles: JointRoles) -> Timeline:
-    return step_timeline(forward.graph, backward.graph, len(roles.forward_outputs))
 
 
 def _flops(*halves: GraphModule) -> int:

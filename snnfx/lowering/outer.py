@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
@@ -13,44 +14,70 @@ from snnfx.kernels.region_ir import Program
 from snnfx.lowering.region_call import OutputLayout, RegionCall
 from snnfx.passes.analysis.liveness import last_readers, storage_roots
 from snnfx.passes.fxgraph import (
+    donations_of,
     has_static_shape,
     node_bytes,
     set_donations,
     set_value,
     tensor_value,
 )
-from snnfx.passes.rewrite.layout import prefer_channels_last
 from snnfx.passes.rewrite.regions import Region, find_regions, ordering
 
 Unit = Region | Node
 _kernels: dict[Program, RegionKernel] = {}
 
 
-def lower_regions(module: GraphModule, driving: Iterable[Node]) -> GraphModule:
-    """Compile the regions of a graph, each distinct program once, and build the outer graph.
+@dataclass(frozen=True)
+class Outline:
+    """An outer graph whose regions are not compiled yet.
+
+    Attributes:
+        graph: operators, and one `call_module` node for each region; it tells all memory that a run
+            of it needs.
+        calls: the region behind each `call_module` node, by its target.
+    """
+
+    graph: Graph
+    calls: Mapping[str, tuple[Node, Region]]
+
+
+def outline(graph: Graph, driving: Iterable[Node]) -> Outline:
+    """Group a graph into regions, put it in an order of low memory, and compile nothing.
 
     Args:
-        module: a forward or a backward, functional; layouts are changed in it.
+        graph: a forward or a backward, functional; it is not changed.
         driving: see `snnfx.passes.rewrite.regions.find_regions`.
+    """
+    driving = tuple(driving)
+    regions = find_regions(graph, driving).regions
+    outer, calls = _outer_graph(graph, regions, driving)
+    roots = storage_roots(outer)
+    last = last_readers(outer, roots)
+    for node, region in calls.values():
+        set_donations(node, _donations(node, region, roots, last))
+    outer.lint()
+    return Outline(outer, calls)
+
+
+def compile_outline(module: GraphModule, outlined: Outline) -> GraphModule:
+    """Compile the regions of an outline, each distinct program once.
+
+    Args:
+        module: what was outlined; it holds the constants that the graph gets.
+        outlined: its outer graph.
 
     Raises:
         KernelError: there is no C++ compiler, or it refuses a kernel.
     """
-    driving = tuple(driving)
-    prefer_channels_last(module.graph)
-    regions = find_regions(module.graph, driving).regions
-    _compile([region.program.program for region in regions])
-    graph, calls = _outer_graph(module.graph, regions, driving)
+    programs = [region.program.program for _, region in outlined.calls.values()]
+    _compile(programs)
     root: dict[str, nn.Module] = {}
-    for name, (node, region) in calls.items():
-        donated = _donations(graph, node, region)
-        set_donations(node, donated)
-        root[name] = RegionCall(region.program, _kernels[region.program.program], donated)
-    for node in graph.find_nodes(op="get_attr"):
+    for name, (node, region) in outlined.calls.items():
+        kernel = _kernels[region.program.program]
+        root[name] = RegionCall(region.program, kernel, donations_of(node))
+    for node in outlined.graph.find_nodes(op="get_attr"):
         root[str(node.target)] = getattr(module, str(node.target))
-    outer = GraphModule(root, graph)
-    graph.lint()
-    return outer
+    return GraphModule(root, outlined.graph)
 
 
 def _compile(programs: list[Program]) -> None:
@@ -115,10 +142,14 @@ def _outer_graph(
     return outer, calls
 
 
-def _donations(graph: Graph, call: Node, region: Region) -> dict[int, int]:
+def _donations(
+    call: Node,
+    region: Region,
+    roots: dict[Node, tuple[Node, ...]],
+    last: Mapping[Node, list[Node]],
+) -> dict[int, int]:
     """For each output of a region, an input of the same layout that dies with the call."""
-    roots = storage_roots(graph)
-    dying = last_readers(graph, roots).get(call, ())
+    dying = last.get(call, ())
     args = [arg for arg in call.args if isinstance(arg, Node)]
     base = region.program.base
     if not all(isinstance(size, int) for size in base):

@@ -18,6 +18,7 @@ from snnfx.kernels.region_reference import run_reference
 from snnfx.lowering import outer
 from snnfx.passes.fxgraph import set_value, tensor_value
 from snnfx.passes.rewrite.builder import GraphBuilder
+from snnfx.passes.rewrite.layout import prefer_channels_last
 from snnfx.passes.rewrite.regions import Region, find_regions
 
 aten = torch.ops.aten
@@ -102,7 +103,9 @@ def evaluated_by_torch() -> Iterator[list[Program]]:
 def lowered(module: GraphModule, driving: Sequence[Node] | None = None) -> GraphModule:
     """The outer graph of a graph that follows from all its inputs."""
     placeholders = module.graph.find_nodes(op="placeholder")
-    return outer.lower_regions(module, placeholders if driving is None else driving)
+    prefer_channels_last(module.graph)
+    outlined = outer.outline(module.graph, placeholders if driving is None else driving)
+    return outer.compile_outline(module, outlined)
 
 
 def regions_of(module: GraphModule) -> tuple[Region, ...]:

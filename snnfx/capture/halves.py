@@ -1,0 +1,151 @@
+"""The two halves of a planned step, and how they run: what levels 2 to 4 measure and change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch.fx import Graph, GraphModule, Node
+
+from snnfx.capture.timeline import step_timeline
+from snnfx.lowering.outer import Outline, outline
+from snnfx.passes.cost.roofline import device_of, graph_seconds
+from snnfx.passes.fxgraph import (
+    is_symbol,
+    node_value,
+    output_args,
+    set_value,
+    tensor_value,
+)
+from snnfx.passes.plan.memory_plan import Timeline
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A forward and a backward, as they are compiled.
+
+    Attributes:
+        forward: its results after the first `outputs` are saved: tensors, then symbols.
+        backward: its placeholders are saved symbols, saved tensors, then `tangents` gradients.
+        outputs: results of the forward that go to the caller.
+        tangents: gradients that the backward starts from.
+        origins: for the name of a node of the backward that computes a value of the forward again,
+            the name of that value.
+        fused: whether pointwise work will be compiled as regions.
+    """
+
+    forward: GraphModule
+    backward: GraphModule
+    outputs: int
+    tangents: int
+    origins: Mapping[str, str]
+    fused: bool
+
+    def driving(self, half: GraphModule) -> list[Node]:
+        """The placeholders whose dependents set the pace of a half."""
+        placeholders = half.graph.find_nodes(op="placeholder")
+        if half is self.forward:
+            return placeholders
+        return placeholders[len(placeholders) - self.tangents :]
+
+    def copy(self) -> Halves:
+        """The same with graphs of its own, to try something on."""
+        return replace(self, forward=_copied(self.forward), backward=_copied(self.backward))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How two halves run.
+
+    Attributes:
+        forward: operators and regions in the order in which they run.
+        backward: the same of the backward.
+        outlines: of both, where there are regions.
+        timeline: predicted bytes at each point.
+        seconds: predicted time of a step.
+    """
+
+    forward: Graph
+    backward: Graph
+    outlines: tuple[Outline, Outline] | None
+    timeline: Timeline
+    seconds: float
+
+
+def schedule_halves(halves: Halves) -> Schedule:
+    """Decide how two halves run, and predict what that needs; compiles nothing."""
+    graphs = (halves.forward.graph, halves.backward.graph)
+    outlines = None
+    if halves.fused:
+        first = outline(halves.forward.graph, halves.driving(halves.forward))
+        second = outline(halves.backward.graph, halves.driving(halves.backward))
+        outlines = (first, second)
+        graphs = (first.graph, second.graph)
+    device = device_of(halves.forward.graph)
+    timeline = step_timeline(*graphs, halves.outputs)
+    seconds = sum(graph_seconds(graph, device) for graph in graphs)
+    return Schedule(*graphs, outlines, timeline, seconds)
+
+
+def keep_values(halves: Halves, names: tuple[str, ...]) -> None:
+    """Save values of the forward, so that the backward does not compute them again.
+
+    Args:
+        halves: changed in place.
+        names: values of the forward of which the backward has clones.
+    """
+    forward = {node.name: node for node in halves.forward.graph.nodes}
+    graph = halves.backward.graph
+    saved = _add_placeholders(graph, [forward[name] for name in names])
+    for node in list(graph.nodes):
+        if node.op == "call_function" and halves.origins.get(node.name) in saved:
+            node.replace_all_uses_with(saved[halves.origins[node.name]])
+    results = output_args(halves.forward.graph)
+    own, passed = results[: halves.outputs], results[halves.outputs :]
+    _set_results(halves.forward.graph, [*own, *(forward[name] for name in names), *passed])
+    graph.eliminate_dead_code()
+    _drop_unread(halves)
+    for half in (halves.forward, halves.backward):
+        half.graph.lint()
+
+
+def _add_placeholders(graph: Graph, sources: Sequence[Node]) -> dict[str, Node]:
+    """Further saved tensors of the backward: behind its symbols, in front of its tensors.
+
+    There they keep AOTAutograd's order of saved tensors, in which special ones come last.
+    """
+    first = next(n for n in graph.nodes if not (n.op == "placeholder" and is_symbol(n)))
+    added: dict[str, Node] = {}
+    for source in sources:
+        with graph.inserting_before(first):
+            added[source.name] = graph.placeholder(source.name)
+        set_value(added[source.name], node_value(source))
+    return added
+
+
+def _drop_unread(halves: Halves) -> None:
+    """Save nothing that the backward no longer reads."""
+    graph = halves.backward.graph
+    placeholders = graph.find_nodes(op="placeholder")
+    saved = placeholders[: len(placeholders) - halves.tangents]
+    unread = {node.name for node in saved if not node.users and tensor_value(node) is not None}
+    for node in saved:
+        if node.name in unread:
+            graph.erase_node(node)
+    results = output_args(halves.forward.graph)
+    own, passed = results[: halves.outputs], results[halves.outputs :]
+    kept = [r for r in passed if not (isinstance(r, Node) and r.name in unread)]
+    _set_results(halves.forward.graph, [*own, *kept])
+    halves.forward.graph.eliminate_dead_code()
+
+
+def _set_results(graph: Graph, results: list[object]) -> None:
+    graph.output_node().args = (tuple(results),)
+
+
+def _copied(module: GraphModule) -> GraphModule:
+    graph = Graph()
+    new: dict[Node, Node] = {}
+    results = graph.graph_copy(module.graph, new)
+    graph.output(results).meta = dict(module.graph.output_node().meta)
+    return GraphModule(module, graph)
