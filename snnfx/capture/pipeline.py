@@ -24,6 +24,7 @@ from snnfx.passes.plan.memory_plan import MemoryPlan, Timeline
 from snnfx.passes.plan.segments import Checkpoints, choose_checkpoints
 from snnfx.passes.rewrite.accumulation import stack_accumulations
 from snnfx.passes.rewrite.norms import expand_batch_norms
+from snnfx.passes.rewrite.pooling import pool_packed_bits, replace_pooling
 from snnfx.passes.rewrite.rematerialise import rematerialise
 
 IMPLEMENTED_LEVEL = 1
@@ -50,9 +51,10 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
     baseline = _baseline(joint, roles, options)
     if options.level == 0:
         return _noted(baseline, "level 0 leaves the graph as it is")
-    # Elsewhere no region takes in what a batch norm leaves, and its own operator is better.
-    if options.lowering == "inductor" and is_on_cpu(joint.graph):
+    # Elsewhere no region takes in what is left of norms and pooling: ATen's operators are better.
+    if _takes_apart(joint, options):
         expand_batch_norms(joint.graph)
+        replace_pooling(joint.graph)
     stack_accumulations(joint.graph)
     roles = roles.refreshed(joint)
     ranges = analyse_value_ranges(joint.graph)
@@ -122,6 +124,8 @@ def _apply(
     packs = find_packs(kept, ranges) if options.compress else ()
     recomputed = [nodes[name] for name in checkpoints.recomputed]
     result = rematerialise(joint.graph, roles, recomputed, packs)
+    if _takes_apart(joint, options):
+        pool_packed_bits(joint.graph, [p for p in packs if not ranges.assumes_finite(p.source)])
     joint.graph.lint()
     forward, backward = _split(joint, roles, result.saved)
     plan = MemoryPlan(
@@ -134,6 +138,11 @@ def _apply(
         notes=_assumptions(packs, ranges),
     )
     return Partition(forward, backward, plan)
+
+
+def _takes_apart(joint: GraphModule, options: Options) -> bool:
+    """Whether operators are replaced by what fuses into regions, equal only up to rounding."""
+    return options.lowering == "inductor" and is_on_cpu(joint.graph)
 
 
 def _assumptions(packs: Sequence[Pack], ranges: ValueRanges) -> tuple[str, ...]:
