@@ -77,7 +77,7 @@ def max_pool2d_backward(
     stride: Sequence[int],
     padding: Sequence[int],
 ) -> Tensor:
-    """The gradient of what was max-pooled, of this shape: that of each maximum goes to its place."""
+    """The gradient of what was max-pooled, of this shape: each maximum gets its own."""
     top, left = _corners(offsets, stride, padding)
     position = offsets.to(torch.int64)
     rows = top + position.div(kernel[1], rounding_mode="floor")

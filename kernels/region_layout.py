@@ -78,7 +78,7 @@ def geometry(
     outputs: Sequence[Layout],
     sums: Sequence[int],
     block: int,
-    windows: Windows = Windows(),  # noqa: B008 - frozen
+    windows: Windows = Windows(),
 ) -> Geometry:
     """The loops over the index space `sizes`.
 

@@ -96,7 +96,9 @@ def _through(value: torch.Tensor, window: Window, size: int, fill: float) -> tor
         shape = [size if d == window.dim else n for d, n in enumerate(value.shape)]
         return value.new_full(shape, fill)
     taken = value.index_select(window.dim, index.clamp(0, own - 1))
-    return taken.where(_along(found, window.dim, value.dim()), torch.tensor(fill, dtype=value.dtype))
+    return taken.where(
+        _along(found, window.dim, value.dim()), torch.tensor(fill, dtype=value.dtype)
+    )
 
 
 def _store_sum(value: torch.Tensor, target: torch.Tensor) -> None:

@@ -163,8 +163,9 @@ def load_windowed(
             f"    static const int64_t steps[] = {{{steps}}};",
             f"    static constexpr Window windows[] = {{{_initialisers(windows, axes)}}};",
             f"    for (int k = 0; k < {len(loads)}; ++k)",
-            f"      load_windowed(w.in{index}[{slot} + k], {source}, tile.span[{index}], tile.axes,",
-            f"                    {table}, windows, {missing(loads[0])});",
+            f"      load_windowed(w.in{index}[{slot} + k], {source},",
+            f"                    tile.span[{index}], tile.axes, {table}, windows,",
+            f"                    {missing(loads[0])});",
             "  }",
         ]
         slot += len(loads)

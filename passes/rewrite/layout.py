@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-import snnfx.kernels.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
+import snnfx.kernels.ops  # pyright: ignore[reportUnusedImport]  # registers
 import snnfx.kernels.pool  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
 from snnfx.passes.analysis.opkinds import is_elementwise, packet
 from snnfx.passes.analysis.packs import memory_format_of

@@ -31,7 +31,7 @@ snn = torch.ops.snnfx
 MAX_POOL = aten.max_pool2d_with_indices.default
 MAX_POOL_BACKWARD = aten.max_pool2d_with_indices_backward.default
 AVG_POOL_BACKWARD = aten.avg_pool2d_backward.default
-KINDS = {
+KINDS: dict[Any, str] = {
     aten.avg_pool2d.default: "average",
     snn.max_pool2d.default: "maximum",
     snn.max_pool2d_offsets.default: "offsets",
@@ -119,7 +119,7 @@ def _users(node: Node, window: Window) -> tuple[list[Node], list[Node]]:
             continue
         for reader in user.users:
             is_pair = reader.target is MAX_POOL_BACKWARD and reader.args[7] is user
-            if not is_pair or _maximum_window(reader, 2) != window:
+            if not is_pair or _maximum_window(reader) != window:
                 raise _Declined(f"'{reader.name}' reads its indices")
             _require_same_strides(reader, reader.args[0])
             backwards.append(reader)
@@ -192,7 +192,7 @@ def _average_window(node: Node) -> Window:
     return window
 
 
-def _maximum_window(node: Node, _skipped: int = 0) -> Window:
+def _maximum_window(node: Node) -> Window:
     given = _named(node)
     window = _window(given)
     if _pair(given["dilation"]) != [1, 1]:

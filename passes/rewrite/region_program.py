@@ -274,7 +274,8 @@ class Translator:
         if value is None or arg in self.inside or value.dtype not in SUPPORTED_DTYPES:
             raise Untranslatable(f"operand {arg!r} cannot be read through windows")
         dims = tuple(window.dim for window in windows)
-        shape, lead = list(value.shape), value.dim() - len(self.base)
+        shape: list[Size] = list(value.shape)
+        lead = value.dim() - len(self.base)
         for dim in dims if lead in (0, 1) else ():
             shape[dim + lead] = self.base[dim]
         form = form_of(shape, self.base)

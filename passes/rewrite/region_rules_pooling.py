@@ -68,15 +68,18 @@ class Pool:
             )
 
     def backward(self) -> Iterator[tuple[tuple[int, int], tuple[Window, ...]]]:
-        """For each window that may hold an element: a, and where it is read; first windows first."""
+        """For each window that may hold an element: a, and where it is read; first ones first."""
         sizes = zip(self.kernel, self.stride, strict=True)
         counts = [range(-(-k // s) - 1, -1, -1) for k, s in sizes]
         for first, second in itertools.product(*counts):
-            yield (first, second), tuple(
-                Window(dim, 1, p - a * s, s, min(s, k - a * s))
-                for dim, a, k, s, p in zip(
-                    (2, 3), (first, second), self.kernel, self.stride, self.padding, strict=True
-                )
+            yield (
+                (first, second),
+                tuple(
+                    Window(dim, 1, p - a * s, s, min(s, k - a * s))
+                    for dim, a, k, s, p in zip(
+                        (2, 3), (first, second), self.kernel, self.stride, self.padding, strict=True
+                    )
+                ),
             )
 
 
