@@ -25,7 +25,7 @@ import torch
 from snnfx.errors import KernelError
 from snnfx.kernels.region_cpp import block_elements, emit_cpp
 from snnfx.kernels.region_ir import Program
-from snnfx.kernels.region_layout import Layout, geometry
+from snnfx.kernels.region_layout import Layout, Windows, geometry
 
 FLAGS = (
     "-std=c++17",
@@ -125,6 +125,10 @@ def build_library(source: str) -> Path:
     return library
 
 
+Extents = tuple[tuple[int, ...], ...]
+"""For each input, its own sizes in the dims in which it is windowed."""
+
+
 class LaunchPlan:
     """A kernel together with sizes and layouts: all of a call but the pointers."""
 
@@ -134,10 +138,16 @@ class LaunchPlan:
         base_sizes: Sequence[int],
         input_layouts: Sequence[Layout],
         output_layouts: Sequence[Layout],
+        extents: Extents = (),
     ) -> None:
         program = kernel.program
         layout = geometry(
-            base_sizes, input_layouts, output_layouts, program.sum_outputs(), kernel.block
+            base_sizes,
+            input_layouts,
+            output_layouts,
+            program.sum_outputs(),
+            kernel.block,
+            _windows(program, extents),
         )
         self._function = kernel.function
         self._tiles, self._max_threads = layout.tiles, layout.max_threads
@@ -177,6 +187,7 @@ class RegionKernel:
         base_sizes: tuple[int, ...],
         input_layouts: tuple[Layout, ...],
         output_layouts: tuple[Layout, ...],
+        extents: Extents = (),
     ) -> None:
         """Run the program, on as many threads as torch uses.
 
@@ -187,15 +198,17 @@ class RegionKernel:
             base_sizes: sizes of the base dims.
             input_layouts: of each input, ``(step stride, stride of each base dim)`` in elements.
             output_layouts: of each output, likewise; a sum is over the dims of stride 0.
+            extents: of each input, its own sizes in the dims in which it is windowed; may be left
+                out if none is.
 
         Raises:
             KernelError: numbers of tensors, dtypes, devices or layouts do not fit the program.
         """
-        key = (base_sizes, input_layouts, output_layouts)
+        key = (base_sizes, input_layouts, output_layouts, extents)
         plan = self._plans.get(key)
         if plan is None:
             self._check(inputs, outputs)
-            plan = self.prepare(base_sizes, input_layouts, output_layouts)
+            plan = self.prepare(base_sizes, input_layouts, output_layouts, extents)
             self._plans[key] = plan
         plan(inputs, outputs)
 
@@ -204,6 +217,7 @@ class RegionKernel:
         base_sizes: Sequence[int],
         input_layouts: Sequence[Layout],
         output_layouts: Sequence[Layout],
+        extents: Extents = (),
     ) -> LaunchPlan:
         """Plan the loops for some sizes and layouts; arguments as in a call.
 
@@ -226,7 +240,7 @@ class RegionKernel:
         if len(base_sizes) != program.rank:
             raise KernelError(f"base sizes {base_sizes}; the program's rank is {program.rank}")
         _check_written(program, base_sizes, output_layouts)
-        return LaunchPlan(self, base_sizes, input_layouts, output_layouts)
+        return LaunchPlan(self, base_sizes, input_layouts, output_layouts, extents)
 
     def _check(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
         for name, tensors, buffers in (
@@ -241,6 +255,21 @@ class RegionKernel:
                         f"{name} {index} is {tensor.dtype} on {tensor.device}; the program takes "
                         f"{buffer.dtype} on cpu"
                     )
+
+
+def _windows(program: Program, extents: Extents) -> Windows:
+    """The windows of a call.
+
+    Raises:
+        KernelError: `extents` does not give the sizes of the windowed inputs.
+    """
+    given = extents or ((),) * len(program.inputs)
+    if [len(own) for own in given] != [len(buffer.windowed) for buffer in program.inputs]:
+        windowed = [buffer.windowed for buffer in program.inputs]
+        raise KernelError(f"extents {extents} for inputs that are windowed in the dims {windowed}")
+    pairs = zip(program.inputs, given, strict=True)
+    own = tuple(dict(zip(buffer.windowed, sizes, strict=True)) for buffer, sizes in pairs)
+    return Windows(program.window_dims(), own)
 
 
 def _check_written(

@@ -7,7 +7,9 @@ cache. No temporary has the size of a tensor.
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import TypeVar
 
 import torch
 
@@ -17,11 +19,23 @@ from snnfx.kernels.region_ir import (
     Constant,
     Instruction,
     Load,
+    Position,
     Program,
     Store,
+    value_dtype_of,
 )
 from snnfx.kernels.region_ops import operation
 from snnfx.kernels.region_prelude import DRIVER, LANES, PRELUDE
+from snnfx.kernels.region_windows import (
+    load_positions,
+    load_windowed,
+    place_function,
+    position_slots,
+    tile_members,
+    windowed_prelude,
+)
+
+Item = TypeVar("Item")
 
 WORKSPACE_BYTES = 1 << 15
 """Bytes of the arrays of one tile, if each can then hold `MIN_BLOCK` elements."""
@@ -56,8 +70,8 @@ def word_type(program: Program) -> str:
 def block_elements(program: Program) -> int:
     """Elements of a tile: a power of 2 so that the arrays of a tile stay in a near cache."""
     width = 8 if word_type(program) == "int64_t" else 4
-    slots = len(program.sum_outputs())
-    slots += sum(len(program.input_steps(index)) for index in range(len(program.inputs)))
+    slots = len(program.sum_outputs()) + len(program.positions())
+    slots += sum(len(program.input_loads(index)) for index in range(len(program.inputs)))
     slots += sum(len(program.output_steps(index)) for index in range(len(program.outputs)))
     fitting = WORKSPACE_BYTES // (max(1, slots) * width)
     return 1 << min(max(fitting, MIN_BLOCK), MAX_BLOCK).bit_length() - 1
@@ -75,30 +89,35 @@ def emit_cpp(program: Program) -> str:
         PRELUDE,
         f"constexpr int BUFFERS = {buffers};",
         f"using word = {word_type(program)};",
-        "struct Tile {\n  int64_t offset[BUFFERS], step[BUFFERS];\n  Span span[BUFFERS];\n};",
+        windowed_prelude(program, MAX_BLOCK),
+        "struct Tile {\n  int64_t offset[BUFFERS], step[BUFFERS];\n  Span span[BUFFERS];",
+        tile_members(program) + "};",
         _workspace(program),
         _load(program),
         _compute(program),
         _store(program),
         _finish(program),
+        place_function(program),
         DRIVER,
     ]
     return "\n".join(parts)
 
 
 def _workspace(program: Program) -> str:
-    """The arrays of a tile: one for each slice loaded or stored, and for each sum."""
+    """The arrays of a tile: one for each slice loaded or stored, each sum and each position."""
     block, lines = block_elements(program), list[str]()
     for index, buffer in enumerate(program.inputs):
-        steps = len(program.input_steps(index))
-        if steps:
-            lines.append(f"  {_VALUE_TYPES[buffer.dtype]} in{index}[{steps}][{block}];")
+        loads = len(program.input_loads(index))
+        if loads:
+            lines.append(f"  {_VALUE_TYPES[buffer.dtype]} in{index}[{loads}][{block}];")
     for index, buffer in enumerate(program.outputs):
         steps = len(program.output_steps(index))
         if steps:
             lines.append(f"  {_VALUE_TYPES[buffer.dtype]} out{index}[{steps}][{block}];")
     for index, (dtype, _) in _sums(program).items():
         lines.append(f"  {_VALUE_TYPES[dtype]} sum{index}[{block}];")
+    if program.positions():
+        lines.append(f"  int32_t position[{len(program.positions())}][{block}];")
     return "\n".join(["struct alignas(64) Workspace {", *lines, "};"])
 
 
@@ -126,14 +145,22 @@ def _load(program: Program) -> str:
     lines = ["void load(char* const* pointers, const Tile& tile, Workspace& w) {"]
     for index, buffer in enumerate(program.inputs):
         steps, kind = program.input_steps(index), _MEMORY_TYPES[buffer.dtype]
-        if steps:
-            source = (
-                f"reinterpret_cast<const {kind}*>(pointers[{index}]) + tile.offset[{index}]"
-                f" + steps[k] * tile.step[{index}]"
-            )
+        source = (
+            f"reinterpret_cast<const {kind}*>(pointers[{index}]) + tile.offset[{index}]"
+            f" + steps[k] * tile.step[{index}]"
+        )
+        if buffer.windowed:
+            missing = functools.partial(_missing, value_dtype_of(buffer))
+            lines += load_windowed(program, index, source, missing)
+        elif steps:
             body = f"load_tile(w.in{index}[k], {source}, tile.span[{index}]);"
             lines.append(_for_steps(steps, body))
-    return "\n".join([*lines, "}"])
+    return "\n".join([*lines, *load_positions(program), "}"])
+
+
+def _missing(dtype: torch.dtype, load: Load) -> str:
+    """The value that a load gives where its windows find no element."""
+    return f"{_VALUE_TYPES[dtype]}({_literal(Constant(load.fill, dtype))})"
 
 
 def _store(program: Program) -> str:
@@ -200,8 +227,9 @@ class _LoopBody:
     def __init__(self, program: Program) -> None:
         self.dtypes = program.value_dtypes()
         inputs, outputs = range(len(program.inputs)), range(len(program.outputs))
-        self.input_slots = {i: _positions(program.input_steps(i)) for i in inputs}
-        self.output_slots = {i: _positions(program.output_steps(i)) for i in outputs}
+        self.input_slots = {i: _numbered(program.input_loads(i)) for i in inputs}
+        self.output_slots = {i: _numbered(program.output_steps(i)) for i in outputs}
+        self.position_slots = position_slots(program)
 
     def __call__(self, position: int, instruction: Instruction) -> list[str]:
         if isinstance(instruction, ChannelSum):
@@ -213,9 +241,11 @@ class _LoopBody:
         assert dtype is not None, "validated"
         return [f"const {_VALUE_TYPES[dtype]} v{position} = {self._expression(instruction)};"]
 
-    def _expression(self, instruction: Load | Constant | Compute) -> str:
+    def _expression(self, instruction: Load | Position | Constant | Compute) -> str:
+        if isinstance(instruction, Position):
+            return f"w.position[{self.position_slots[instruction]}][i]"
         if isinstance(instruction, Load):
-            slot = self.input_slots[instruction.buffer][instruction.step]
+            slot = self.input_slots[instruction.buffer][instruction]
             return f"w.in{instruction.buffer}[{slot}][i]"
         if isinstance(instruction, Constant):
             return _literal(instruction)
@@ -231,8 +261,8 @@ class _LoopBody:
         return f"{expression} & {mask}" if op.wraps and mask else expression
 
 
-def _positions(steps: tuple[int, ...]) -> dict[int, int]:
-    return {step: position for position, step in enumerate(steps)}
+def _numbered(items: tuple[Item, ...]) -> dict[Item, int]:
+    return {item: position for position, item in enumerate(items)}
 
 
 def _literal(constant: Constant) -> str:

@@ -10,6 +10,9 @@ Instructions are in single-assignment form: an instruction's value is named by i
 a tensor lies is no part of the program: at run time a buffer is a pointer, a step stride and one
 stride for each base dim, in elements, any of which may be 0. Programs are hashable.
 
+An input may have sizes of its own in some dims, as what a pooling reads or what its gradient comes
+from has. Such a buffer is *windowed*: in these dims a load says by `Window` which element is read.
+
 All values that an instruction takes have one dtype: a program converts with ``cast``. Loads of
 bfloat16 give float32, and a float32 value stored to a bfloat16 buffer is rounded, to nearest even.
 """
@@ -32,17 +35,50 @@ class Buffer:
 
     Attributes:
         dtype: float32, float64, bfloat16, bool, uint8, int32 or int64.
+        windowed: of an input, the base dims in which it has sizes of its own, ascending.
     """
 
     dtype: torch.dtype
+    windowed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which element of a windowed input belongs to index i of base dim `dim`.
+
+    With ``x = i * multiplier + offset`` it is element ``x // divisor`` (rounded down), if that is
+    one of the input's and ``x % divisor < span``; else there is none.
+    """
+
+    dim: int
+    multiplier: int = 1
+    offset: int = 0
+    divisor: int = 1
+    span: int = 1
 
 
 @dataclass(frozen=True)
 class Load:
-    """The element of time slice `step` of input `buffer` (an index into `Program.inputs`)."""
+    """The element of time slice `step` of input `buffer` (an index into `Program.inputs`).
+
+    Attributes:
+        windows: of a windowed input, one for each dim in which it is windowed, ascending.
+        fill: the value where a window finds no element.
+    """
 
     buffer: int
     step: int
+    windows: tuple[Window, ...] = ()
+    fill: float = 0
+
+
+@dataclass(frozen=True)
+class Position:
+    """The int32 ``(i + offset) % modulus`` of the index i in base dim `dim`; no modulus if 0."""
+
+    dim: int
+    offset: int = 0
+    modulus: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,7 +120,7 @@ class ChannelSum:
     value: int
 
 
-Instruction = Load | Constant | Compute | Store | ChannelSum
+Instruction = Load | Position | Constant | Compute | Store | ChannelSum
 
 
 def value_dtype_of(buffer: Buffer) -> torch.dtype:
@@ -124,6 +160,8 @@ class Program:
                 raise KernelError(
                     f"buffer {index} is of {buffer.dtype}; allowed: {_names(BUFFER_DTYPES)}"
                 )
+        if any(buffer.windowed for buffer in self.outputs):
+            raise KernelError("an output has the sizes of the index space: it has no windows")
         checker = _Checker(self)
         for position, instruction in enumerate(self.instructions):
             checker.check(position, instruction)
@@ -142,6 +180,21 @@ class Program:
         loads = [i for i in self.instructions if isinstance(i, Load)]
         return tuple(sorted({load.step for load in loads if load.buffer == buffer}))
 
+    def input_loads(self, buffer: int) -> tuple[Load, ...]:
+        """The distinct loads of input `buffer`: those through the same windows together."""
+        loads = {i: None for i in self.instructions if isinstance(i, Load) and i.buffer == buffer}
+        groups = list(dict.fromkeys((load.windows, load.fill) for load in loads))
+        return tuple(sorted(loads, key=lambda i: (groups.index((i.windows, i.fill)), i.step)))
+
+    def positions(self) -> tuple[Position, ...]:
+        """The distinct `Position` instructions."""
+        return tuple(dict.fromkeys(i for i in self.instructions if isinstance(i, Position)))
+
+    def window_dims(self) -> tuple[int, ...]:
+        """The base dims whose index matters by itself, ascending."""
+        dims = {position.dim for position in self.positions()}
+        return tuple(sorted(dims.union(*(buffer.windowed for buffer in self.inputs))))
+
     def output_steps(self, output: int) -> tuple[int, ...]:
         """The time slices of output `output` that are stored, ascending."""
         stores = [i for i in self.instructions if isinstance(i, Store)]
@@ -151,6 +204,8 @@ class Program:
 def _value_dtype(program: Program, instruction: Instruction) -> torch.dtype | None:
     if isinstance(instruction, Load):
         return value_dtype_of(program.inputs[instruction.buffer])
+    if isinstance(instruction, Position):
+        return torch.int32
     return instruction.dtype if isinstance(instruction, Constant | Compute) else None
 
 
@@ -170,7 +225,10 @@ class _Checker:
     def check(self, position: int, instruction: Instruction) -> None:
         self.where = f"instruction {position}, {instruction}:"
         if isinstance(instruction, Load):
-            self._check_slice(instruction.buffer, instruction.step, self.program.inputs, "input")
+            self._check_load(instruction)
+        elif isinstance(instruction, Position):
+            self._check_dim(instruction.dim)
+            self._require(instruction.modulus >= 0, "a modulus is 0 or more")
         elif isinstance(instruction, Constant):
             self._require(instruction.dtype in EVERY, f"a value cannot be of {instruction.dtype}")
         elif isinstance(instruction, Compute):
@@ -201,6 +259,18 @@ class _Checker:
     def _check_slice(self, index: int, step: int, buffers: tuple[Buffer, ...], kind: str) -> None:
         self._require(0 <= index < len(buffers), f"there are only {len(buffers)} {kind}s")
         self._require(step >= 0, "a step is 0 or more")
+
+    def _check_load(self, load: Load) -> None:
+        self._check_slice(load.buffer, load.step, self.program.inputs, "input")
+        windowed = self.program.inputs[load.buffer].windowed
+        named = tuple(window.dim for window in load.windows)
+        self._require(named == windowed, f"the input is windowed in the dims {windowed}")
+        for window in load.windows:
+            self._check_dim(window.dim)
+            self._require(0 < window.span <= window.divisor, "a span is 1 to the divisor")
+
+    def _check_dim(self, dim: int) -> None:
+        self._require(0 <= dim < self.program.rank, f"there is no base dim {dim}")
 
     def _check_compute(self, compute: Compute) -> None:
         op = operation(compute.op)

@@ -2,7 +2,8 @@
 
 Dims are ordered by the strides of the outputs, dims of size 1 are dropped, and neighbours that are
 one dim to every buffer are merged, so that most calls are left with two or three dims. The last
-two are cut into tiles of at most `block_elements`.
+two are cut into tiles of at most `block_elements`. Dims with windows stay as they are: a kernel has
+to know the index in them.
 """
 
 from __future__ import annotations
@@ -41,12 +42,43 @@ class Geometry:
     max_threads: int
 
 
+@dataclass(frozen=True)
+class Windows:
+    """The windowed inputs of a call.
+
+    Attributes:
+        dims: the base dims whose index a kernel has to know, ascending.
+        extents: for each input, its own size in each dim in which it is windowed, by dim.
+    """
+
+    dims: tuple[int, ...] = ()
+    extents: tuple[dict[int, int], ...] = ()
+
+    def without(self, inputs: Sequence[Layout]) -> list[Layout]:
+        """The layouts of the inputs but for what windows add to them."""
+        if not self.extents:
+            return list(inputs)
+        return [
+            (step, tuple(0 if dim in own else stride for dim, stride in enumerate(strides)))
+            for (step, strides), own in zip(inputs, self.extents, strict=True)
+        ]
+
+    def table(self, inputs: Sequence[Layout]) -> list[int]:
+        """For each windowed input, in turn for each of `dims`: its own size and its stride."""
+        pairs = list[int]()
+        for index, own in enumerate(self.extents):
+            for dim in self.dims if own else ():
+                pairs += (own[dim], inputs[index][1][dim]) if dim in own else (1, 0)
+        return pairs
+
+
 def geometry(
     sizes: Sequence[int],
     inputs: Sequence[Layout],
     outputs: Sequence[Layout],
     sums: Sequence[int],
     block: int,
+    windows: Windows = Windows(),
 ) -> Geometry:
     """The loops over the index space `sizes`.
 
@@ -57,12 +89,14 @@ def geometry(
         sums: outputs that are sums, ascending; they are summed over the dims where their stride
             is 0.
         block: largest number of elements in a tile.
+        windows: which inputs are windowed.
     """
-    layouts = [*inputs, *outputs]
+    layouts = [*windows.without(inputs), *outputs]
     stored = [outputs[index][1] for index in range(len(outputs)) if index not in sums]
-    order = _order(sizes, stored or [layout[1] for layout in layouts])
+    order = _order(sizes, stored or [layout[1] for layout in layouts], windows.dims)
     strides = [[layout[1][dim] for dim in order] for layout in layouts]
-    merged, strides = _merge([sizes[dim] for dim in order], strides)
+    apart = frozenset(order.index(dim) for dim in windows.dims)
+    merged, strides, last = _merge([sizes[dim] for dim in order], strides, apart)
     missing = max(0, 2 - len(merged))
     merged = [1] * missing + merged
     strides = [[0] * missing + row for row in strides]
@@ -76,35 +110,51 @@ def geometry(
         strides[position] = compact
     rows, cols = _tile(merged[-2], merged[-1], block)
     tiles = math.prod(merged[:-2]) * -(-merged[-2] // rows) * -(-merged[-1] // cols)
-    header = (len(merged), rows, cols, max(1, min(tiles, MAX_CHUNKS)), len(offsets), *merged)
+    axes = [missing + last.index(order.index(dim)) for dim in windows.dims]
+    header = (len(merged), rows, cols, max(1, min(tiles, MAX_CHUNKS)), len(offsets), *merged,
+              *axes, *windows.table(inputs))  # fmt: skip
     table = [value for step, row in zip(steps, strides, strict=True) for value in (step, *row)]
     threads = max(1, math.prod(merged) // MIN_ELEMENTS_PER_THREAD)
     return Geometry(header, tuple(table), tuple(offsets), tiles, threads)
 
 
-def _order(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
-    """Dims of more than one element, those of the largest strides first."""
+def _order(
+    sizes: Sequence[int], strides: Sequence[Sequence[int]], windowed: Sequence[int]
+) -> list[int]:
+    """Dims of more than one element or with windows, those of the largest strides first."""
 
     def key(dim: int) -> tuple[int, ...]:
         return tuple(-abs(row[dim]) for row in strides)
 
-    return sorted((dim for dim, size in enumerate(sizes) if size != 1), key=key)
+    kept = (dim for dim, size in enumerate(sizes) if size != 1 or dim in windowed)
+    return sorted(kept, key=key)
 
 
-def _merge(sizes: list[int], strides: list[list[int]]) -> tuple[list[int], list[list[int]]]:
-    """Merge dims with the one inside them where every buffer steps over both evenly."""
-    merged = list[int]()
+def _merge(
+    sizes: list[int], strides: list[list[int]], apart: frozenset[int]
+) -> tuple[list[int], list[list[int]], list[int]]:
+    """Merge dims with the one inside them where every buffer steps over both evenly.
+
+    Returns:
+        The sizes, the strides of each buffer, and the last of the dims that each one is made of.
+    """
+    merged, last = list[int](), list[int]()
     rows = [list[int]() for _ in strides]
     for dim, size in enumerate(sizes):
-        if merged and all(row[-1] == s[dim] * size for row, s in zip(rows, strides, strict=True)):
+        may_merge = bool(last) and apart.isdisjoint((last[-1], dim))
+        if may_merge and all(
+            row[-1] == s[dim] * size for row, s in zip(rows, strides, strict=True)
+        ):
             merged[-1] *= size
+            last[-1] = dim
             for row, s in zip(rows, strides, strict=True):
                 row[-1] = s[dim]
         else:
             merged.append(size)
+            last.append(dim)
             for row, s in zip(rows, strides, strict=True):
                 row.append(s[dim])
-    return merged, rows
+    return merged, rows, last
 
 
 def _kept(sizes: Sequence[int], strides: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -184,7 +184,8 @@ template <class V> void sum_tile(double* to, const V* from, const Span& s) {
 
 DRIVER = r"""
 // geometry: number of dims (2 or more), tile rows, tile cols, chunks, elements of partial sums,
-// then the size of each dim. strides: for each buffer its step stride, then one for each dim.
+// then the size of each dim (and what `place` reads of windows). strides: for each buffer its step
+// stride, then one for each dim.
 // A chunk of tiles has its own partial sums, so they do not depend on the number of threads. For a
 // sum, the strides lead into the partial sums, where its elements begin at the "step stride";
 // offsets says where in the output each partial sum goes.
@@ -213,6 +214,7 @@ void run_tiles(char* const* pointers, const int64_t* geometry, const int64_t* st
                       cols - col < tile_cols ? cols - col : tile_cols, stride[dims - 1],
                       stride[dims]};
     }
+    place(tile, geometry, index / col_tiles / row_tiles, row, col);
     load(pointers, tile, workspace);
     compute(workspace, padded(tile.span[0].rows * tile.span[0].cols) / LANES);
     store(pointers, tile, workspace, partial);

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 import torch
 
 from snnfx.errors import KernelError
-from snnfx.kernels.region_ir import ChannelSum, Compute, Constant, Load, Program, Store
+from snnfx.kernels.region_ir import (
+    ChannelSum,
+    Compute,
+    Constant,
+    Load,
+    Position,
+    Program,
+    Store,
+    Window,
+)
 from snnfx.kernels.region_ops import operation
 
 
@@ -21,7 +30,8 @@ def run_reference(
 
     Args:
         program: the program.
-        inputs: views ``[steps, *base_sizes]``, expanded where the program broadcasts.
+        inputs: views ``[steps, *base_sizes]``, expanded where the program broadcasts; windowed ones
+            have sizes of their own in the windowed dims.
         outputs: views ``[steps, *base_sizes]``, written in place; the output of a `ChannelSum` is
             ``[1, *base_sizes]`` with stride 0 in the dims that are summed over.
         base_sizes: sizes of the base dims, ``program.rank`` of them.
@@ -34,7 +44,7 @@ def run_reference(
         raise KernelError(f"base sizes {tuple(base_sizes)}; the program's rank is {program.rank}")
     values: list[torch.Tensor] = []
     for instruction in program.instructions:
-        values.append(_evaluate(instruction, values, inputs))
+        values.append(_evaluate(instruction, values, inputs, base_sizes))
     shape = torch.Size(base_sizes)
     sums: dict[int, torch.Tensor] = {}
     for instruction in program.instructions:
@@ -49,12 +59,21 @@ def run_reference(
 
 
 def _evaluate(
-    instruction: object, values: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
+    instruction: object,
+    values: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    base_sizes: Sequence[int],
 ) -> torch.Tensor:
     """The value of an instruction, of the base shape or a scalar; empty for one without value."""
     if isinstance(instruction, Load):
         value = inputs[instruction.buffer][instruction.step]
+        for window in instruction.windows:
+            value = _through(value, window, base_sizes[window.dim], instruction.fill)
         return value.to(torch.float32) if value.dtype == torch.bfloat16 else value.clone()
+    if isinstance(instruction, Position):
+        index = torch.arange(base_sizes[instruction.dim], dtype=torch.int32) + instruction.offset
+        index = index % instruction.modulus if instruction.modulus else index
+        return _along(index, instruction.dim, len(base_sizes)).expand(tuple(base_sizes))
     if isinstance(instruction, Constant):
         return torch.tensor(instruction.value, dtype=instruction.dtype)
     if isinstance(instruction, Compute):
@@ -62,6 +81,24 @@ def _evaluate(
         function = operation(instruction.op).reference
         return function(*args, instruction.dtype) if instruction.op == "cast" else function(*args)
     return torch.empty(0)
+
+
+def _along(vector: torch.Tensor, dim: int, rank: int) -> torch.Tensor:
+    return vector.view([-1 if d == dim else 1 for d in range(rank)])
+
+
+def _through(value: torch.Tensor, window: Window, size: int, fill: float) -> torch.Tensor:
+    """`value` seen through a window: `size` elements in its dim."""
+    x = torch.arange(size) * window.multiplier + window.offset
+    index, own = x.div(window.divisor, rounding_mode="floor"), value.shape[window.dim]
+    found = (x % window.divisor < window.span) & (index >= 0) & (index < own)
+    if not own:
+        shape = [size if d == window.dim else n for d, n in enumerate(value.shape)]
+        return value.new_full(shape, fill)
+    taken = value.index_select(window.dim, index.clamp(0, own - 1))
+    return taken.where(
+        _along(found, window.dim, value.dim()), torch.tensor(fill, dtype=value.dtype)
+    )
 
 
 def _store_sum(value: torch.Tensor, target: torch.Tensor) -> None:

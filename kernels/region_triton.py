@@ -5,8 +5,9 @@ as int1 and int32, float32 divisions and square roots are correctly rounded. ``e
 functions are as accurate as Triton's on the device, which no test here has measured. Launch with
 ``enable_fp_fusion=False``, as `TritonRegion` does, or the compiler contracts products and sums.
 
-Not available here, and refused: `ChannelSum`, and operations that Triton itself has no exact
-form of (``log1p``, ``tanh``, powers other than those that are products and roots).
+Not available here, and refused: `ChannelSum`, windowed inputs, `Position`, and operations that
+Triton itself has no exact form of (``log1p``, ``tanh``, powers other than those that are products
+and roots).
 
 Loads of an element stand before its stores, so an output may lie in an input's memory as on the
 CPU. This module needs triton, and a GPU or ``TRITON_INTERPRET=1`` set before it is imported.
@@ -35,6 +36,7 @@ from snnfx.kernels.region_ir import (
     Constant,
     Instruction,
     Load,
+    Position,
     Program,
     Store,
 )
@@ -183,6 +185,13 @@ class _Body:
             raise KernelError(
                 f"instruction {position}, {instruction}: Triton kernels of regions have no sums; "
                 "store the value and reduce it"
+            )
+        if isinstance(instruction, Position) or (
+            isinstance(instruction, Load) and instruction.windows
+        ):
+            raise KernelError(
+                f"instruction {position}, {instruction}: Triton kernels of regions have no "
+                "windows; leave the pooling outside of the region"
             )
         if isinstance(instruction, Store):
             return [f"    {self._store(instruction)}"]

@@ -15,6 +15,7 @@ from fractions import Fraction
 
 import torch
 
+import snnfx.kernels.pool  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
 from snnfx.passes.analysis.grid import (
     Grid,
     fits,
@@ -86,6 +87,18 @@ def max_pool2d_range(call: Call) -> tuple[Fact, Fact]:
 def max_pool3d_range(call: Call) -> tuple[Fact, Fact]:
     """Three-dimensional windows."""
     return _max_pool(call, 3, indices_in_window=False)
+
+
+@VALUE_RANGES.rule(torch.ops.snnfx.max_pool2d.default)
+def own_max_pool2d_range(call: Call) -> Fact:
+    """Elements of the argument: as `_max_pool` says, padding never wins."""
+    return call.operand(call.first)
+
+
+@VALUE_RANGES.rule(torch.ops.snnfx.max_pool2d_offsets.default)
+def max_pool2d_offsets_range(call: Call) -> Fact:
+    """Positions in a window."""
+    return _index_fact(_count(_per_dimension(call.arg("kernel"), 2, 1)))
 
 
 @VALUE_RANGES.rule(

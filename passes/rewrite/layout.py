@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-import snnfx.kernels.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
+import snnfx.kernels.ops  # pyright: ignore[reportUnusedImport]  # registers
+import snnfx.kernels.pool  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
 from snnfx.passes.analysis.opkinds import is_elementwise, packet
 from snnfx.passes.analysis.packs import memory_format_of
 from snnfx.passes.fxgraph import (
@@ -33,6 +34,7 @@ from snnfx.passes.fxgraph import (
 
 aten = torch.ops.aten
 PACK, UNPACK = torch.ops.snnfx.pack_bits.default, torch.ops.snnfx.unpack_bits.default
+POOL_PACKED = torch.ops.snnfx.pool_packed.default
 CHANNELS_LAST = torch.channels_last
 READS_CHANNELS_LAST: dict[Any, tuple[int, ...]] = {
     aten.convolution.default: (0,),
@@ -41,6 +43,10 @@ READS_CHANNELS_LAST: dict[Any, tuple[int, ...]] = {
     aten.avg_pool2d_backward.default: (0, 1),
     aten.max_pool2d_with_indices.default: (0,),
     aten.max_pool2d_with_indices_backward.default: (0, 1),
+    torch.ops.snnfx.avg_pool2d_backward.default: (0,),
+    torch.ops.snnfx.max_pool2d.default: (0,),
+    torch.ops.snnfx.max_pool2d_offsets.default: (0,),
+    torch.ops.snnfx.max_pool2d_backward.default: (0,),
 }
 """Operators that are at their best on channels-last inputs, and which arguments those are."""
 
@@ -211,7 +217,7 @@ def _takes_any_layout(node: Node) -> bool:
     inputs to be row-major, as the one of group norm does.
     """
     known = node.target in READS_CHANNELS_LAST or packet(node) in REDUCTIONS
-    return known or is_elementwise(node) or node.target in (PACK, UNPACK)
+    return known or is_elementwise(node) or node.target in (PACK, UNPACK, POOL_PACKED)
 
 
 def _keep_layout(graph: Graph, node: Node, before: dict[Node, Tensor]) -> None:

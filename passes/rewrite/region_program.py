@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -31,6 +31,7 @@ from snnfx.kernels.region_ir import (
     Load,
     Program,
     Store,
+    Window,
     value_dtype_of,
 )
 from snnfx.passes.fxgraph import tensor_value
@@ -62,10 +63,17 @@ class Form:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """An input of a region: the node that gives it, and how it is addressed."""
+    """An input of a region: the node that gives it, and how it is addressed.
+
+    Attributes:
+        node: gives it.
+        kind: how it is made of slices of the base space.
+        windowed: the base dims in which it has sizes of its own, ascending.
+    """
 
     node: Node
     kind: FormKind
+    windowed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,7 @@ def base_reference(
     for position, spec in enumerate(inputs):
         value = tensor_value(spec.node)
         form = None if value is None else form_of(value.shape, base)
-        if form is not None:
+        if form is not None and not spec.windowed:
             return position, form.kind, form.steps
     return None
 
@@ -253,6 +261,29 @@ class Translator:
         if value.dtype == torch.bfloat16:
             self._narrow.update(loaded)
         return loaded
+
+    def windowed(self, arg: Any, windows: Sequence[Window], fill: float = 0) -> Ids:
+        """The values of an operand with sizes of its own: one a slice, seen through `windows`.
+
+        Args:
+            arg: a node outside of the region.
+            windows: one for each base dim in which it has sizes of its own, ascending.
+            fill: the value where a window finds no element.
+        """
+        value = tensor_value(arg) if isinstance(arg, Node) else None
+        if value is None or arg in self.inside or value.dtype not in SUPPORTED_DTYPES:
+            raise Untranslatable(f"operand {arg!r} cannot be read through windows")
+        dims = tuple(window.dim for window in windows)
+        shape: list[Size] = list(value.shape)
+        lead = value.dim() - len(self.base)
+        for dim in dims if lead in (0, 1) else ():
+            shape[dim + lead] = self.base[dim]
+        form = form_of(shape, self.base)
+        if form is None:
+            raise Untranslatable(f"'{arg.name}' has no form over the base space but for windows")
+        buffer = self.inputs.setdefault(InputSpec(arg, form.kind, dims), len(self.inputs))
+        loads = [Load(buffer, t, tuple(windows), fill) for t in range(form.steps)]
+        return tuple(self.emit(load, value_dtype_of(Buffer(value.dtype))) for load in loads)
 
     def _broadcast(self, value: torch.Tensor, form: Form) -> tuple[FormKind, int]:
         """How a smaller tensor is addressed when it broadcasts to a tensor of this form."""
@@ -360,7 +391,7 @@ class Translator:
                 specs.append(OutputSpec(node, form))
         dtypes = {spec: _dtype(spec.node) for spec in self.inputs}
         program, used = _trimmed(
-            [Buffer(dtypes[spec]) for spec in self.inputs], buffers, len(self.base),
+            [Buffer(dtypes[spec], spec.windowed) for spec in self.inputs], buffers, len(self.base),
             [*self.instructions, *body],
         )  # fmt: skip
         inputs = tuple(spec for i, spec in enumerate(self.inputs) if i in used)
@@ -397,7 +428,7 @@ def _renamed(
     instruction: Instruction, values: dict[int, int], buffers: dict[int, int]
 ) -> Instruction:
     if isinstance(instruction, Load):
-        return Load(buffers[instruction.buffer], instruction.step)
+        return replace(instruction, buffer=buffers[instruction.buffer])
     if isinstance(instruction, Compute):
         args = tuple(values[a] for a in instruction.args)
         return Compute(instruction.op, args, instruction.dtype)

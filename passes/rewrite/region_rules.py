@@ -443,11 +443,11 @@ def unpack_bits(translator: Translator, node: Node) -> Ids:
         code = translator.compute("bitwise_and", code, mask)
         if given["lo"]:
             code = translator.compute("add", code, translator.constant(given["lo"], torch.int32))
-        steps.append(_grid_value(translator, code, given["scale"], translator.dtype(node)))
+        steps.append(grid_value(translator, code, given["scale"], translator.dtype(node)))
     return tuple(steps)
 
 
-def _grid_value(translator: Translator, code: int, scale: float, dtype: torch.dtype) -> int:
+def grid_value(translator: Translator, code: int, scale: float, dtype: torch.dtype) -> int:
     """``code * scale``, rounded once: in float64 if the scale is no float32."""
     if scale == 1:
         return translator.cast(code, dtype)

@@ -3,7 +3,8 @@
 Every node that `REGION_RULES` can express is put in a *stage*: even stages hold regions, odd ones
 the operators between them, and a value never flows to an earlier stage. The connected nodes of an
 even stage are a region: convex by construction, since a way out and back in would have to come back
-in a later stage. A sum over the base space ends its stage: what reads it needs all of it.
+in a later stage. A sum over the base space ends its stage: what reads it needs all of it. So does
+what a pooling reads, since it reads it at other places than its own.
 
 What follows from the graph's *driving* inputs (the forward's inputs; the backward's tangents) is
 put as early as possible; all else, such as unpacking and recomputation, as late as possible, next
@@ -33,6 +34,7 @@ from snnfx.passes.rewrite.region_program import (
     base_reference,
     size_key,
 )
+from snnfx.passes.rewrite.region_rules_pooling import POOL_PACKED, WINDOWED
 
 aten = torch.ops.aten
 SUMS = frozenset({aten.sum.dim_IntList})
@@ -104,7 +106,7 @@ def _distance(source: Node, reader: Node, declined: frozenset[Node]) -> int:
         return 1 if _is_expressible(reader, declined) else 0
     if not _is_expressible(reader, declined):
         return 1
-    return 2 if source.target in SUMS else 0
+    return 2 if source.target in SUMS or reader.target in WINDOWED else 0
 
 
 def ordering(
@@ -172,6 +174,8 @@ def _connected(
         if node.op != "call_function" or not _is_expressible(node, declined):
             continue
         parents[node] = node
+        if node.target in WINDOWED:
+            continue
         for source in node.all_input_nodes:
             joins = source in parents and source.target not in SUMS
             if joins and stages[source] == stages[node]:
@@ -229,8 +233,8 @@ def _base_of(nodes: list[Node]) -> tuple[Size, ...] | None:
         if value is None:
             continue
         largest = max(largest, numel(value))
-        # Packing counts double: it is worth a kernel alone, in the layout that is read next.
-        operators += 2 if node.target in PACKINGS else node.target not in VIEWS
+        # These count double: they are worth a kernel alone, in the layout that is read next.
+        operators += 2 if node.target in PACKINGS | OWN_POOLS else node.target not in VIEWS
         for counter, shape, weight in (
             (shapes, tuple(value.shape), numel(value)),
             (sliced, _slice_shape(node, value), 1),
@@ -248,6 +252,8 @@ def _slice_shape(node: Node, value: torch.Tensor) -> tuple[Size, ...] | None:
     """The shape of a time slice, if the node takes slices or puts them together."""
     if is_getitem(node) or (node.target is aten.select.int and node.args[1] == 0):
         return tuple(value.shape)
+    if node.target is POOL_PACKED:
+        return (node.args[1][1], *value.shape[1:])  # type: ignore[index]
     along_time = node.target in PACKINGS and "time" in node.args
     if along_time or (node.target is aten.stack.default and node.args[1:] in ((), (0,))):
         return tuple(value.shape[1:])
@@ -255,6 +261,7 @@ def _slice_shape(node: Node, value: torch.Tensor) -> tuple[Size, ...] | None:
 
 
 PACKINGS = frozenset({torch.ops.snnfx.pack_bits.default, torch.ops.snnfx.unpack_bits.default})
+OWN_POOLS = WINDOWED - {aten.avg_pool2d.default}
 VIEWS = frozenset(
     {aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim,
      aten.select.int, aten.expand.default, aten.alias.default, aten.detach.default,

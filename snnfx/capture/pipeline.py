@@ -40,6 +40,7 @@ from snnfx.passes.rewrite.convolutions import (
 )
 from snnfx.passes.rewrite.layout import prefer_channels_last
 from snnfx.passes.rewrite.norms import expand_batch_norms
+from snnfx.passes.rewrite.pooling import pool_packed_bits, replace_pooling
 from snnfx.passes.rewrite.rematerialise import rematerialise
 
 NO_SPIKES = "no tensor of this graph is proven to be spikes, so it is left as it is"
@@ -73,9 +74,11 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
     baseline = _baseline(joint, roles, options)
     if options.level == 0:
         return _noted(baseline, "level 0 leaves the graph as it is")
+    # Elsewhere no region takes in what is left of norms and pooling: ATen's operators are better.
     fused = options.lowering == "inductor" and is_on_cpu(joint.graph)
-    if fused:  # elsewhere no region takes in what these leave
+    if fused:
         expand_batch_norms(joint.graph)
+        replace_pooling(joint.graph)
         split_convolution_backwards(joint.graph)
     stack_accumulations(joint.graph)
     roles = roles.refreshed(joint)
@@ -88,7 +91,8 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
     nodes = {node.name: node for node in joint.graph.nodes}
     kept = [nodes[name] for name in checkpoints.kept]
     packs = find_packs(kept, ranges) if options.compress else ()
-    halves = _halves(joint, roles, checkpoints, packs, fused)
+    exact = [pack for pack in packs if not ranges.assumes_finite(pack.source)]
+    halves = _halves(joint, roles, checkpoints, packs, exact if fused else None)
     planned = plan_levels(halves, options, baseline.plan.baseline_peak_bytes)
     plan = replace(
         baseline.plan,
@@ -117,12 +121,24 @@ def _halves(
     roles: JointRoles,
     checkpoints: Checkpoints,
     packs: Sequence[Pack],
-    fused: bool,
+    poolable: Sequence[Pack] | None,
 ) -> Halves:
-    """Level 1: the two halves, the backward computing again all that is not kept."""
+    """Level 1: the two halves, the backward computing again all that is not kept.
+
+    Args:
+        joint: the graph, which is changed.
+        roles: its ends.
+        checkpoints: what is kept.
+        packs: how it is packed.
+        poolable: the packs whose bits can be pooled instead of their values; None where no regions
+            will be compiled.
+    """
     nodes = {node.name: node for node in joint.graph.nodes}
     recomputed = [nodes[name] for name in checkpoints.recomputed]
     result = rematerialise(joint.graph, roles, recomputed, packs)
+    fused = poolable is not None
+    if fused:
+        pool_packed_bits(joint.graph, poolable)
     joint.graph.lint()
     forward, backward = _split(joint, roles, result.saved)
     outputs = len(roles.forward_outputs)

@@ -163,6 +163,8 @@ def _donations(
         for index, arg in enumerate(args):
             value = tensor_value(arg)
             free = index not in donated.values() and _is_only_user(index, args, roots, dying)
+            # A windowed input is read at other places than the one that is being written.
+            free = free and not region.program.inputs[index].windowed
             if value is None or not free or node_bytes(arg) != node_bytes(spec.node):
                 continue
             kind = region.program.inputs[index].kind

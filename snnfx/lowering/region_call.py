@@ -28,6 +28,7 @@ class RegionCall(nn.Module):
         super().__init__()
         self.kernel = kernel
         self.kinds = tuple(spec.kind for spec in region.inputs)
+        self.windowed = tuple(spec.windowed for spec in region.inputs)
         self.outputs = tuple(OutputLayout(spec) for spec in region.outputs)
         self.donated = dict(donated)
         self.base = tuple(s for s in region.base if isinstance(s, int))
@@ -44,8 +45,18 @@ class RegionCall(nn.Module):
         )
         inputs = [input_layout(t, k, base) for t, k in zip(tensors, self.kinds, strict=True)]
         outputs = [o.layout(t, base) for o, t in zip(self.outputs, results, strict=True)]
-        self.kernel(tensors, results, base, tuple(inputs), tuple(outputs))
+        self.kernel(tensors, results, base, tuple(inputs), tuple(outputs), self._extents(tensors))
         return results
+
+    def _extents(self, tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+        """The sizes of windowed inputs in the dims in which they have their own."""
+        if not any(self.windowed):
+            return ()
+        leads = [kind == "split" for kind in self.kinds]
+        return tuple(
+            tuple(tensor.shape[dim + lead] for dim in dims)
+            for tensor, dims, lead in zip(tensors, self.windowed, leads, strict=True)
+        )
 
     def _result(
         self, position: int, output: OutputLayout, base: Sequence[int], tensors: Sequence[Tensor]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 
-from snnfx.kernels.region_ir import ChannelSum, Program
+from snnfx.kernels.region_ir import Buffer, ChannelSum, Program
 from snnfx.kernels.region_layout import Layout
 from snnfx.kernels.region_reference import run_reference
 from snnfx.lowering import outer
@@ -63,18 +63,29 @@ class TorchKernel:
         base_sizes: tuple[int, ...],
         input_layouts: Sequence[Layout],
         output_layouts: Sequence[Layout],
+        extents: Sequence[Sequence[int]] = (),
     ) -> None:
         program = self.program
+        own = extents or [()] * len(program.inputs)
         sums = {i.output for i in program.instructions if isinstance(i, ChannelSum)}
         sources = [
-            _slices(t, layout, program.input_steps(i), base_sizes)
-            for i, (t, layout) in enumerate(zip(inputs, input_layouts, strict=True))
+            _slices(t, layout, program.input_steps(i), _own_sizes(buffer, base_sizes, sizes))
+            for i, (t, layout, buffer, sizes) in enumerate(
+                zip(inputs, input_layouts, program.inputs, own, strict=True)
+            )
         ]
         targets = [
             _slices(t, layout, (0,) if i in sums else program.output_steps(i), base_sizes)
             for i, (t, layout) in enumerate(zip(outputs, output_layouts, strict=True))
         ]
         run_reference(program, sources, targets, base_sizes)
+
+
+def _own_sizes(
+    buffer: Buffer, base_sizes: tuple[int, ...], extents: Sequence[int]
+) -> tuple[int, ...]:
+    own = dict(zip(buffer.windowed, extents, strict=True))
+    return tuple(own.get(dim, size) for dim, size in enumerate(base_sizes))
 
 
 def _slices(

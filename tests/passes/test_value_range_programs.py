@@ -12,7 +12,8 @@ import torch._inductor.inductor_prims
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 
-import snnfx.kernels.ops  # noqa: F401  # registers the ops
+import snnfx.kernels.ops  # registers the ops
+import snnfx.kernels.pool  # noqa: F401  # likewise
 from snnfx.passes.analysis.value_range_rules import VALUE_RANGES
 
 aten, prims, snn = torch.ops.aten, torch.ops.prims, torch.ops.snnfx
@@ -461,14 +462,13 @@ _for(lambda b: _a(b.full(), [2, 2, 3]), aten.adaptive_max_pool3d.default)
 _for(lambda b: _a(b.full(), b.any(1, 0), b.any(False, True)), aten.max.dim, aten.min.dim)
 _for(
     lambda b: _a(
-        b.full(),
-        [k := b.any(2, 3), k],
-        [2, 2],
-        [b.any(0, 1)] * 2,
-        [b.any(1, 1)] * 2,
-        b.any(False, True),
+        b.full(), [k := b.any(2, 3), k], [2, 2], [b.any(0, 1)] * 2, [1, 1], b.any(False, True)
     ),
     "prims::_low_memory_max_pool_with_offsets",
+)
+_for(
+    lambda b: _a(b.full(), [k := b.any(2, 3), k], [b.any(2, 1)] * 2, [b.any(0, 1)] * 2),
+    *(snn.max_pool2d.default, snn.max_pool2d_offsets.default),
 )
 _for(_reduce, aten.amax.default, aten.amin.default, aten.sum.dim_IntList, aten.mean.dim)
 _for(lambda b: _a(b.full(), b.any(1, 0)), aten.cumsum.default)
