@@ -18,6 +18,7 @@ aten = torch.ops.aten
 
 VALUE_KEY = "val"
 DONATED_KEY = "snnfx_donated"
+LATE_KEY = "snnfx_late"
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,16 @@ def node_bytes(node: Node) -> int:
 def set_value(node: Node, value: Any) -> None:
     """Record what a new node computes."""
     node.meta[VALUE_KEY] = value
+
+
+def set_late(node: Node) -> None:
+    """Record that the node runs as late as it can, as recomputation does."""
+    node.meta[LATE_KEY] = True
+
+
+def is_late(node: Node) -> bool:
+    """Whether the node runs as late as it can whatever it depends on."""
+    return bool(node.meta.get(LATE_KEY, False))
 
 
 def set_donations(node: Node, donated: Mapping[int, int]) -> None:

@@ -13,6 +13,7 @@ from torch.fx import Node
 from torch.utils.flop_counter import flop_registry
 
 import snnfx.kernels.norm  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
+import snnfx.kernels.pool  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
 from snnfx.passes.fxgraph import (
     is_getitem,
     is_view,
@@ -48,6 +49,9 @@ JOINS = frozenset(
      torch.ops.prims.convert_element_type}
 )  # fmt: skip
 """Operators that only make, move or convert elements, though no tag says so."""
+
+POOLINGS = frozenset({aten.avg_pool2d, torch.ops.snnfx.max_pool2d})
+"""Pooling that fused regions do on the fly, where regions are compiled."""
 
 STATISTIC_RATIO = 8
 """A result this many times smaller than the largest input counts as a statistic."""

@@ -11,9 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.fx import Graph, Node
 
 from snnfx.passes.fxgraph import set_value, tensor_value
+from snnfx.passes.rewrite.builder import GraphBuilder
 
 aten = torch.ops.aten
 
@@ -37,6 +39,58 @@ def stack_accumulations(graph: Graph) -> AccumulationResult:
     if changed:
         graph.eliminate_dead_code()
     return AccumulationResult(changed, slices)
+
+
+def add_up_stacks(graph: Graph) -> AccumulationResult:
+    """Replace sums over all steps of a stack by additions of the steps, which fuse.
+
+    The backward of an image that is the input of every step ends in such a sum. For the compiled
+    lowering only: the order of additions is another one.
+    """
+    changed = slices = 0
+    for node in graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
+        parts = _summed_parts(node)
+        if parts is None:
+            continue
+        build = GraphBuilder(graph, node)
+        with graph.inserting_before(node):
+            total = parts[0]
+            for part in parts[1:]:
+                total = build.call(aten.add.Tensor, total, part)
+            value = tensor_value(node)
+            assert value is not None
+            shaped = build.call(aten.view.default, total, list(value.shape))
+        node.replace_all_uses_with(shaped)
+        graph.erase_node(node)
+        changed, slices = changed + 1, slices + len(parts)
+    if changed:
+        graph.eliminate_dead_code()
+    return AccumulationResult(changed, slices)
+
+
+def _summed_parts(node: Node) -> list[Node] | None:
+    """The parts of the stack along dim 0 that the node adds up, if that is all it does."""
+    source = node.args[0]
+    if len(node.args) != 2 or node.kwargs or node.args[1] != [0]:
+        return None
+    while isinstance(source, Node) and source.target is aten.view.default:
+        source = source.args[0]
+    if not isinstance(source, Node) or source.target is not aten.stack.default:
+        return None
+    given, stacked, summed = tensor_value(node), tensor_value(source), node.all_input_nodes[0]
+    seen = tensor_value(summed)
+    parts = source.args[0]
+    assert isinstance(parts, (list, tuple))
+    if given is None or stacked is None or seen is None or source.args[1:] not in ((), (0,)):
+        return None
+    steps = len(parts)
+    if seen.shape[0] != steps or seen.dtype != given.dtype or not _is_static(given, stacked):
+        return None
+    return [part for part in parts if isinstance(part, Node)]
+
+
+def _is_static(*values: Tensor) -> bool:
+    return all(isinstance(size, int) for value in values for size in value.shape)
 
 
 def _is_sum(node: Node) -> bool:

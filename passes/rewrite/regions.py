@@ -22,7 +22,7 @@ import torch
 from torch.fx import Graph, Node
 
 from snnfx.passes.analysis.opkinds import is_random
-from snnfx.passes.fxgraph import dependents, is_getitem, numel, tensor_value
+from snnfx.passes.fxgraph import dependents, is_getitem, is_late, numel, tensor_value
 from snnfx.passes.rewrite import region_rules  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from snnfx.passes.rewrite.region_program import (
     REGION_RULES,
@@ -70,11 +70,10 @@ def find_regions(graph: Graph, driving: Iterable[Node]) -> RegionsResult:
         graph: a forward or a backward; it is not changed.
         driving: the placeholders whose dependents run as early as they can.
     """
-    leads, before = ordering(graph, driving)
-    driven = frozenset(leads)
+    driving = tuple(driving)
     declined: dict[Node, str] = {}
     while True:
-        stages = _assign_stages(graph, driven, before, frozenset(declined))
+        stages = assign_stages(graph, driving, frozenset(declined))
         groups = _connected(graph, stages, frozenset(declined))
         regions: list[Region] = []
         expelled: dict[Node, str] = {}
@@ -88,7 +87,8 @@ def find_regions(graph: Graph, driving: Iterable[Node]) -> RegionsResult:
         declined |= expelled
 
 
-def _is_expressible(node: Node, declined: frozenset[Node]) -> bool:
+def is_expressible(node: Node, declined: frozenset[Node] = frozenset()) -> bool:
+    """Whether regions have a rule for the operator."""
     if node.op != "call_function" or node in declined:
         return False
     if is_getitem(node):
@@ -102,9 +102,9 @@ def _is_unbind(node: Node) -> bool:
 
 def _distance(source: Node, reader: Node, declined: frozenset[Node]) -> int:
     """How many stages `reader` must come after `source` at least."""
-    if not _is_expressible(source, declined):
-        return 1 if _is_expressible(reader, declined) else 0
-    if not _is_expressible(reader, declined):
+    if not is_expressible(source, declined):
+        return 1 if is_expressible(reader, declined) else 0
+    if not is_expressible(reader, declined):
         return 1
     return 2 if source.target in SUMS or reader.target in WINDOWED else 0
 
@@ -118,7 +118,7 @@ def ordering(
     from them keeps its order too: were it moved, it could be needed before they may be drawn.
     """
     drawn = [n for n in graph.nodes if n.op == "call_function" and is_random(n)]
-    driven = dependents(graph, (*driving, *drawn))
+    driven = {n for n in dependents(graph, (*driving, *drawn)) if not is_late(n)}
     leads: list[Node] = []
     before: dict[Node, tuple[Node, ...]] = {}
     last: Node | None = None
@@ -133,16 +133,22 @@ def ordering(
     return tuple(leads), before
 
 
-def _assign_stages(
-    graph: Graph,
-    driven: frozenset[Node],
-    ordered: dict[Node, tuple[Node, ...]],
-    declined: frozenset[Node],
+def assign_stages(
+    graph: Graph, driving: Iterable[Node], declined: frozenset[Node] = frozenset()
 ) -> dict[Node, int]:
+    """The stage of each node that computes: even where it may be part of a region.
+
+    Args:
+        graph: see `find_regions`.
+        driving: see `find_regions`.
+        declined: nodes that must stay out of regions.
+    """
+    leads, ordered = ordering(graph, driving)
+    driven = frozenset(leads)
     stages: dict[Node, int] = {}
     for node in graph.nodes:
         if node.op == "call_function" and node in driven:
-            first = 0 if _is_expressible(node, declined) else 1
+            first = 0 if is_expressible(node, declined) else 1
             before = [
                 stages[s] + _distance(s, node, declined)
                 for s in (*node.all_input_nodes, *ordered.get(node, ()))
@@ -152,7 +158,7 @@ def _assign_stages(
     end = max(stages.values(), default=0) + 2
     for node in reversed(graph.nodes):
         if node.op == "call_function" and node not in driven:
-            own = end if _is_expressible(node, declined) == (end % 2 == 0) else end + 1
+            own = end if is_expressible(node, declined) == (end % 2 == 0) else end + 1
             after = [stages[u] - _distance(node, u, declined) for u in node.users if u in stages]
             stages[node] = min(after, default=own)
     return stages
@@ -171,7 +177,7 @@ def _connected(
         return node
 
     for node in graph.nodes:
-        if node.op != "call_function" or not _is_expressible(node, declined):
+        if node.op != "call_function" or not is_expressible(node, declined):
             continue
         parents[node] = node
         if node.target in WINDOWED:

@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Graph, Node
 
-from snnfx.passes.analysis.opkinds import BATCH_NORMS, is_elementwise, packet
+from snnfx.passes.analysis.opkinds import BATCH_NORMS, POOLINGS, is_elementwise, packet
 from snnfx.passes.analysis.packs import Pack, memory_format_of
 from snnfx.passes.fxgraph import (
     JointRoles,
     dependents,
     is_getitem,
     node_value,
+    producer,
     set_value,
     tensor_value,
 )
@@ -56,6 +57,7 @@ def rematerialise(
     roles: JointRoles,
     recomputed: Iterable[Node],
     packs: Iterable[Pack],
+    fused: bool = False,
 ) -> RematerialiseResult:
     """Rewrite the joint graph so that its backward reads only what is to be saved.
 
@@ -64,8 +66,9 @@ def rematerialise(
         roles: its ends.
         recomputed: forward values that the backward computes again.
         packs: how kept values are packed; kept values in no pack are saved as they are.
+        fused: whether regions will be compiled, which pool what they unpack for nothing.
     """
-    work = _Rematerialiser(graph, roles, frozenset(recomputed), tuple(packs))
+    work = _Rematerialiser(graph, roles, frozenset(recomputed), tuple(packs), fused)
     return work.run()
 
 
@@ -82,6 +85,7 @@ class _Rematerialiser:
     roles: JointRoles
     recomputed: frozenset[Node]
     packs: tuple[Pack, ...]
+    fused: bool
     index: dict[Node, int] = field(default_factory=dict)
     clones: dict[tuple[Node | None, Node], Node] = field(default_factory=dict)
     unpacked: dict[tuple[Node | None, Node, torch.dtype], Node] = field(default_factory=dict)
@@ -261,7 +265,7 @@ class _Rematerialiser:
         return packed
 
     def _is_cheap(self, value: Node) -> bool:
-        """Whether `value` comes from kept ones by views, copies and elementwise work alone."""
+        """Whether `value` comes from kept ones by work that is done again for each reader."""
         if value not in self.cheap:
             stack = [value]
             seen: set[Node] = set()
@@ -272,10 +276,14 @@ class _Rematerialiser:
                     continue
                 seen.add(node)
                 if node in self.recomputed:
-                    cheap = is_elementwise(node)
+                    cheap = is_elementwise(node) or (self.fused and _pools(node))
                     stack.extend(node.all_input_nodes)
             self.cheap[value] = cheap
         return self.cheap[value]
+
+
+def _pools(node: Node) -> bool:
+    return packet(producer(node)) in POOLINGS
 
 
 def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:

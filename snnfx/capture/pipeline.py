@@ -33,7 +33,7 @@ from snnfx.passes.fxgraph import (
 )
 from snnfx.passes.plan.memory_plan import MemoryPlan, Timeline
 from snnfx.passes.plan.segments import Checkpoints, choose_checkpoints
-from snnfx.passes.rewrite.accumulation import stack_accumulations
+from snnfx.passes.rewrite.accumulation import add_up_stacks, stack_accumulations
 from snnfx.passes.rewrite.convolutions import (
     multiply_weight_bound,
     split_convolution_backwards,
@@ -42,6 +42,7 @@ from snnfx.passes.rewrite.layout import prefer_channels_last
 from snnfx.passes.rewrite.norms import expand_batch_norms
 from snnfx.passes.rewrite.pooling import pool_packed_bits, replace_pooling
 from snnfx.passes.rewrite.rematerialise import rematerialise
+from snnfx.passes.rewrite.stages import recompute_between_stages
 
 NO_SPIKES = "no tensor of this graph is proven to be spikes, so it is left as it is"
 
@@ -81,6 +82,8 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
         replace_pooling(joint.graph)
         split_convolution_backwards(joint.graph)
     stack_accumulations(joint.graph)
+    if fused:
+        add_up_stacks(joint.graph)
     roles = roles.refreshed(joint)
     ranges = analyse_value_ranges(joint.graph)
     cost = build_cost_graph(joint.graph, roles, ranges, options.compress)
@@ -135,9 +138,9 @@ def _halves(
     """
     nodes = {node.name: node for node in joint.graph.nodes}
     recomputed = [nodes[name] for name in checkpoints.recomputed]
-    result = rematerialise(joint.graph, roles, recomputed, packs)
     fused = poolable is not None
-    if fused:
+    result = rematerialise(joint.graph, roles, recomputed, packs, fused)
+    if poolable is not None:
         pool_packed_bits(joint.graph, poolable)
     joint.graph.lint()
     forward, backward = _split(joint, roles, result.saved)
@@ -158,6 +161,7 @@ def _lay_out(halves: Halves) -> None:
         if placeholder.name in saved:  # with the strides that the forward gives it
             set_value(placeholder, node_value(saved[placeholder.name]))
     prefer_channels_last(halves.backward.graph)
+    recompute_between_stages(halves.backward.graph, halves.driving(halves.backward))
 
 
 def _baseline(joint: GraphModule, roles: JointRoles, options: Options) -> Partition:
