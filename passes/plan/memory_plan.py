@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Literal
+
+from snnfx.passes.plan.memory_snapshot import write_snapshot
+from snnfx.passes.plan.plan_json import plan_from_json, plan_to_json
+from snnfx.passes.plan.plan_plot import draw_plan
+from snnfx.passes.plan.plan_summary import summarise
 
 Storage = Literal["kept", "packed", "dropped"]
 DecisionKind = Literal["checkpoint", "split", "tile", "restore", "schedule", "baseline"]
@@ -80,6 +84,27 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Allocation:
+    """One storage on a `Timeline`.
+
+    Attributes:
+        name: the value in the forward or backward graph that allocated it.
+        bytes: of the storage.
+        first: the step during which it is allocated. Steps of the backward are counted on from
+            those of the forward.
+        last: the step after which it is released.
+        stack: the user's lines that called for it, innermost first, each as `file:line:function`.
+            Two plans that differ in them alone are equal.
+    """
+
+    name: str
+    bytes: int
+    first: int
+    last: int
+    stack: tuple[str, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True)
 class Timeline:
     """Predicted activation bytes at each point of a schedule: one forward, then one backward.
 
@@ -90,17 +115,42 @@ class Timeline:
         backward: bytes while each step of the backward runs.
         forward_names: the steps of the forward, one for each of `forward`.
         backward_names: the steps of the backward, one for each of `backward`.
+        allocations: what the bytes are made of, as far as it is known: workspace inside of
+            operators has no name.
     """
 
     forward: tuple[int, ...] = ()
     backward: tuple[int, ...] = ()
     forward_names: tuple[str, ...] = ()
     backward_names: tuple[str, ...] = ()
+    allocations: tuple[Allocation, ...] = ()
 
     @property
     def peak_bytes(self) -> int:
         """The largest point of both halves."""
-        return max((*self.forward, *self.backward), default=0)
+        return max(self.points, default=0)
+
+    @property
+    def points(self) -> tuple[int, ...]:
+        """Both halves, one after the other."""
+        return (*self.forward, *self.backward)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The steps of both halves; empty where a half has no names."""
+        known = len(self.forward_names) == len(self.forward)
+        known = known and len(self.backward_names) == len(self.backward)
+        return (*self.forward_names, *self.backward_names) if known else ()
+
+    @property
+    def peak_step(self) -> int | None:
+        """The first step of both halves at which the peak is reached; None without steps."""
+        return self.points.index(self.peak_bytes) if self.points else None
+
+    def alive_at(self, step: int) -> tuple[Allocation, ...]:
+        """What is known to be alive while a step of both halves runs, largest first."""
+        alive = (a for a in self.allocations if a.first <= step <= a.last)
+        return tuple(sorted(alive, key=lambda a: (-a.bytes, a.first, a.name)))
 
 
 @dataclass(frozen=True)
@@ -157,58 +207,54 @@ class MemoryPlan:
         """The values that are kept packed."""
         return tuple(s for s in self.saved if s.storage == "packed")
 
-    def summary(self) -> str:
-        """A few lines for people."""
-        if not self.applied:
-            return "\n".join(("snnmem: graph left as it is", *(f"  {n}" for n in self.notes)))
-        mib = 1024.0 * 1024.0
-        before, after = self.baseline_peak_bytes / mib, self.predicted_peak_bytes / mib
-        extra = 100.0 * self.extra_flops / max(1, self.baseline_flops)
-        stored = sum(s.stored_bytes for s in self.saved)
-        original = sum(s.original_bytes for s in self.saved)
-        lines = [
-            f"snnmem level {self.level}, {self.lowering} lowering: predicted activation peak "
-            f"{before:.1f} MiB -> {after:.1f} MiB",
-            f"  {len(self.segments)} segments; {len(self.packed)} values packed, "
-            f"{sum(s.storage == 'kept' for s in self.saved)} kept, "
-            f"{sum(s.storage == 'dropped' for s in self.saved)} computed again",
-            f"  from forward to backward: {original / mib:.1f} MiB -> {stored / mib:.1f} MiB; "
-            f"recomputation {extra:+.1f}% FLOPs",
-        ]
-        return "\n".join((*lines, *(f"  note: {n}" for n in self.notes)))
+    @property
+    def tiled(self) -> tuple[Segment, ...]:
+        """The segments that run in tiles."""
+        return tuple(s for s in self.segments if s.tiles > 1)
+
+    def summary(self, decisions: int = 8) -> str:
+        """The plan in words, for people.
+
+        Args:
+            decisions: how many decisions are told in full; of the rest there is a count.
+        """
+        return summarise(self, decisions)
 
     def to_json(self) -> str:
-        """All fields, and the two peaks, as JSON."""
-        data: dict[str, Any] = asdict(self)
-        data["predicted_peak_bytes"] = self.predicted_peak_bytes
-        data["baseline_peak_bytes"] = self.baseline_peak_bytes
-        return json.dumps(data, indent=2)
+        """All fields, the two peaks, and the version of the format, as JSON."""
+        return plan_to_json(self)
 
-    def plot(self, path: str) -> None:
-        """Draw both timelines, activation bytes over the schedule, to an image file.
+    @classmethod
+    def from_json(cls, text: str) -> MemoryPlan:
+        """The plan that `to_json` wrote.
 
         Raises:
+            PlanError: the text is no plan, or one of another version of the format.
+        """
+        return plan_from_json(text)
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """Draw both timelines, activation bytes over the schedule, to an image file.
+
+        Args:
+            path: its suffix says in which format: .png, .svg or .pdf.
+
+        Raises:
+            PlanError: another suffix.
             ImportError: matplotlib is missing (``pip install snnfx[plot]``).
         """
-        from matplotlib.figure import Figure
+        draw_plan(self, path)
 
-        figure = Figure(figsize=(9, 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        mib = 1024.0 * 1024.0
-        for label, line in (("without snnmem", self.baseline), ("snnmem", self.predicted)):
-            times = (*_spread(line.forward, 0.0), *_spread(line.backward, 1.0))
-            points = (*line.forward, *line.backward)
-            axes.plot(times, [point / mib for point in points], label=label)
-        axes.axvline(1.0, color="black", linewidth=0.8)
-        axes.set_xlim(0.0, 2.0)
-        axes.set_xticks([0.5, 1.5], ["forward", "backward"])
-        axes.set_ylabel("predicted activation memory [MiB]")
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        figure.legend(loc="outside upper right", ncols=2)
-        figure.savefig(path, dpi=120)
+    def to_memory_snapshot(
+        self, path: str | PathLike[str], which: Literal["plan", "baseline"] = "plan"
+    ) -> None:
+        """Write a predicted timeline for PyTorch's memory visualiser.
 
+        The file can be dropped on https://pytorch.org/memory_viz ("Active Memory Timeline"), or be
+        given to ``python -m torch.cuda._memory_viz trace_plot FILE``.
 
-def _spread(points: Sequence[int], start: float) -> list[float]:
-    """A time for each of `points`, evenly over one unit from `start`."""
-    return [start + (i + 0.5) / len(points) for i in range(len(points))]
+        Args:
+            path: where to write the pickle.
+            which: the timeline under the plan, or the one without it.
+        """
+        write_snapshot(self.predicted if which == "plan" else self.baseline, path)

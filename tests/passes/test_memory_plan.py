@@ -65,9 +65,13 @@ def test_packed_are_the_values_that_are_kept_packed() -> None:
 
 def test_the_summary_of_an_applied_plan_has_every_figure() -> None:
     assert PLAN.summary().splitlines() == [
-        "snnmem level 1, eager lowering: predicted activation peak 160.0 MiB -> 40.0 MiB",
-        "  2 segments; 2 values packed, 1 kept, 1 computed again",
-        "  from forward to backward: 128.0 MiB -> 4.0 MiB; recomputation +25.0% FLOPs",
+        "snnmem level 1, eager lowering: predicted activation peak 160.0 MiB -> 40.0 MiB "
+        "(4.00x less)",
+        "  peak at: backward step 2 of 3",
+        "  segments: 2",
+        "  values: 2 packed, 1 kept, 1 computed again; from forward to backward 128.0 MiB -> "
+        "4.0 MiB",
+        "  work: +25.0% FLOPs",
         "  note: something to know",
     ]
 
