@@ -11,19 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from snnfx._torch_compat import pytree
 from snnfx.capture.offline import Capture, capture
-from snnfx.config import MAX_LEVEL
+from snnfx.config import MAX_LEVEL, Optimizer
 from snnfx.passes.fxgraph import tensor_bytes
 from snnfx.passes.plan.memory_plan import MemoryPlan
 from snnfx.target import Built
 
-Optimizer = Literal["none", "sgd", "momentum", "adam"]
-STATE_TENSORS: dict[str, int] = {"none": 0, "sgd": 0, "momentum": 1, "adam": 2}
+STATE_TENSORS: dict[Optimizer, int] = {"none": 0, "sgd": 0, "momentum": 1, "adam": 2}
 """Tensors of the size of the trained parameters that an optimizer keeps."""
 
 EAGER = "eager"
@@ -116,8 +115,8 @@ def find_fits(
 def _find(method: str, captures: _Captures, memory_bytes: int, max_batch: int) -> Fit:
     """Close in on the last batch that fits, from what is known of all batches so far."""
     for batch in FIRST_BATCHES:
-        if batch <= max_batch:
-            captures.need(method, batch)
+        if batch > max_batch or captures.need(method, batch)[0].total > memory_bytes:
+            break
     while True:
         known = captures.totals(method)
         fits = max((n for n, total in known.items() if total <= memory_bytes), default=0)
@@ -154,26 +153,25 @@ class _Captures:
     def __init__(
         self,
         build: Callable[[int], Built],
-        optimizer: str,
+        optimizer: Optimizer,
         options: dict[str, Any],
         say: Callable[[str], None],
     ) -> None:
         self._build = build
-        self._optimizer = optimizer
+        self._optimizer: Optimizer = optimizer
         self._options = options
         self._say = say
         self._captures: dict[int, tuple[Capture, Need]] = {}
+        self._plans: dict[tuple[int, int], MemoryPlan] = {}
         self._needs: dict[tuple[str, int], tuple[Need, bool]] = {}
 
     def need(self, method: str, batch: int) -> tuple[Need, bool]:
         """What a method needs, and whether it has a plan of its own."""
         key = (method, batch)
         if key not in self._needs:
-            captured, fixed = self._captured(batch)
-            self._say(f"batch {batch}: planning {method}")
-            made = self._planned(captured, method)
-            activations = _activations(made, method)
-            self._needs[key] = (replace(fixed, activations=activations), made.applied)
+            made, fixed = self._plan(method, batch)
+            peak = made.baseline_peak_bytes if method == EAGER else made.predicted_peak_bytes
+            self._needs[key] = (replace(fixed, activations=peak), made.applied)
         return self._needs[key]
 
     def totals(self, method: str) -> dict[int, int]:
@@ -188,16 +186,17 @@ class _Captures:
             self._captures[batch] = captured, fixed_need(built, self._optimizer)
         return self._captures[batch]
 
-    def _planned(self, captured: Capture, method: str) -> MemoryPlan:
+    def _plan(self, method: str, batch: int) -> tuple[MemoryPlan, Need]:
+        """Eager training is what level 0 leaves the graph as."""
         level = 0 if method == EAGER else int(method.split()[1])
-        return captured.plan(**self._options, level=level)
+        captured, fixed = self._captured(batch)
+        if (level, batch) not in self._plans:
+            self._say(f"batch {batch}: planning {method}")
+            self._plans[level, batch] = captured.plan(**self._options, level=level)
+        return self._plans[level, batch], fixed
 
 
-def _activations(plan: MemoryPlan, method: str) -> int:
-    return plan.baseline_peak_bytes if method == EAGER else plan.predicted_peak_bytes
-
-
-def fixed_need(built: Built, optimizer: str) -> Need:
+def fixed_need(built: Built, optimizer: Optimizer) -> Need:
     """What a step needs beside activations: from shapes, each tied parameter once."""
     parameters = list(built.model.parameters())
     trained = sum(tensor_bytes(p) for p in parameters if p.requires_grad)

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import sysconfig
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from snnfx.errors import TargetError
 
 BATCH_ARGUMENTS = ("batch", "batch_size", "n")
 MOVES = {Tensor.cpu, Tensor.cuda, Tensor.pin_memory}
+LIBRARIES = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
 SMALL_TABLES = {torch.linspace}
 
 
@@ -180,7 +182,9 @@ def _importable(folder: Path) -> None:
 
 def _checked(name: str, result: Any) -> Built:
     if not (isinstance(result, (tuple, list)) and len(result) == 2):
-        raise TargetError(f"{name} must return (model, example_inputs), not {_kind(result)}")
+        raise TargetError(
+            f"{name} must return (model, example_inputs); what it returned is {_kind(result)}"
+        )
     model, inputs = result
     if not isinstance(model, nn.Module):
         raise TargetError(
@@ -196,7 +200,7 @@ def _checked(name: str, result: Any) -> Built:
 
 
 def _kind(value: Any) -> str:
-    return f"a {type(value).__name__}"
+    return f"of type {type(value).__name__}"
 
 
 def _listed(names: Any) -> str:
@@ -241,7 +245,7 @@ def _innermost(trace: TracebackType | None) -> str:
     place = ""
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if "site-packages" not in file and file != __file__ and not file.startswith("<"):
+        if not file.startswith(("<", __file__, *LIBRARIES)):
             place = f" at {file}:{trace.tb_lineno}"
         trace = trace.tb_next
     return place

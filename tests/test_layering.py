@@ -19,8 +19,8 @@ GRAPH = (*BASE, "snnfx.passes.optable", "snnfx.passes.fxgraph")
 EAGER = ("snnfx.base", "snnfx.surrogates", "snnfx.neurons")
 PASSES = ("snnfx.passes.analysis", "snnfx.passes.cost", "snnfx.passes.plan", "snnfx.passes.rewrite")
 BUILD = (*GRAPH, "snnfx.kernels", *PASSES, "snnfx.capture", "snnfx.lowering")
-COMMANDS = ("snnfx.target", "snnfx.fit", "snnfx.progress", "snnfx.report", "snnfx.cli")
-FRONT = ("snnfx.backend", *COMMANDS, "snnfx.__main__")
+COMMANDS = ("snnfx.target", "snnfx.fit", "snnfx.progress", "snnfx.report", "snnfx.commands")
+FRONT = ("snnfx.backend", *COMMANDS, "snnfx.cli", "snnfx.__main__")
 EVERYTHING = ("snnfx",)
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {

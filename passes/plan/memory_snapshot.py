@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from snnfx.passes.plan.memory_plan import Allocation, Timeline
+from snnfx.passes.plan.records import Allocation, Timeline
 
+PROTOCOL = 4  # the newest that the visualiser's own reader knows
 BASE_ADDRESS = 0x7F0000000000
 REST = "workspace and values without a record"
 Block = tuple[int, int, int, tuple[str, ...]]
@@ -30,7 +30,7 @@ Block = tuple[int, int, int, tuple[str, ...]]
 
 def write_snapshot(timeline: Timeline, path: str | PathLike[str]) -> None:
     """Write a timeline as a pickle that the visualiser opens."""
-    Path(path).write_bytes(pickle.dumps(snapshot(timeline)))
+    Path(path).write_bytes(pickle.dumps(snapshot(timeline), PROTOCOL))
 
 
 def snapshot(timeline: Timeline) -> dict[str, Any]:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from snnfx.errors import PlanError
-
-if TYPE_CHECKING:
-    from snnfx.passes.plan.memory_plan import MemoryPlan, Timeline
+from snnfx.passes.plan.records import (
+    Allocation,
+    Decision,
+    PlanRecord,
+    SavedTensor,
+    Segment,
+    Timeline,
+)
 
 FORMAT_VERSION = 1
 _DERIVED = ("version", "predicted_peak_bytes", "baseline_peak_bytes")
 
 
-def plan_to_json(plan: MemoryPlan) -> str:
+def plan_to_json(plan: PlanRecord) -> str:
     """All fields of a plan, its two peaks, and the version of the format."""
     data: dict[str, Any] = {"version": FORMAT_VERSION, **asdict(plan)}
     data["predicted_peak_bytes"] = plan.predicted_peak_bytes
@@ -24,8 +29,8 @@ def plan_to_json(plan: MemoryPlan) -> str:
     return json.dumps(data, indent=2)
 
 
-def plan_from_json(text: str) -> MemoryPlan:
-    """The plan that `plan_to_json` wrote.
+def plan_fields(text: str) -> dict[str, Any]:
+    """The fields of the plan that `plan_to_json` wrote.
 
     Raises:
         PlanError: the text is no plan, or one of another version of the format.
@@ -41,38 +46,35 @@ def plan_from_json(text: str) -> MemoryPlan:
             "write it again with MemoryPlan.to_json() of this release"
         )
     try:
-        return _plan({name: value for name, value in data.items() if name not in _DERIVED})
+        return _fields({name: value for name, value in data.items() if name not in _DERIVED})
     except (TypeError, KeyError, AttributeError) as error:
         raise PlanError(f"this is no plan: {error}") from error
 
 
-def _plan(data: Mapping[str, Any]) -> MemoryPlan:
-    from snnfx.passes.plan import memory_plan as records
-
+def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
     parts = {
-        "segments": _records(records.Segment, data["segments"]),
-        "saved": _records(records.SavedTensor, data["saved"]),
-        "decisions": _records(records.Decision, data["decisions"]),
+        "segments": _records(Segment, data["segments"]),
+        "saved": _records(SavedTensor, data["saved"]),
+        "decisions": _records(Decision, data["decisions"]),
         "predicted": _timeline(data["predicted"]),
         "baseline": _timeline(data["baseline"]),
     }
-    return _record(records.MemoryPlan, {**data, **parts})
+    return _frozen(PlanRecord, {**data, **parts})
 
 
 def _timeline(data: Mapping[str, Any]) -> Timeline:
-    from snnfx.passes.plan.memory_plan import Allocation, Timeline
-
-    return _record(Timeline, {**data, "allocations": _records(Allocation, data["allocations"])})
+    allocations = _records(Allocation, data["allocations"])
+    return Timeline(**_frozen(Timeline, {**data, "allocations": allocations}))
 
 
 def _records(kind: type[Any], rows: list[Mapping[str, Any]]) -> tuple[Any, ...]:
-    return tuple(_record(kind, row) for row in rows)
+    return tuple(kind(**_frozen(kind, row)) for row in rows)
 
 
-def _record(kind: type[Any], data: Mapping[str, Any]) -> Any:
-    """One frozen record, with tuples where JSON has lists."""
-    missing = {field.name for field in fields(kind)} - data.keys()
-    if missing:
-        raise KeyError(f"{kind.__name__} without {', '.join(sorted(missing))}")
-    frozen = {n: tuple(v) if isinstance(v, list) else v for n, v in data.items()}
-    return kind(**frozen)
+def _frozen(kind: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of one record, all of them, with tuples where JSON has lists."""
+    names = {field.name for field in fields(kind)}
+    wrong = sorted(names ^ data.keys())
+    if wrong:
+        raise KeyError(f"{kind.__name__} with too many or too few of {', '.join(wrong)}")
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from snnfx.errors import PlanError
+from snnfx.passes.plan.records import PlanRecord, Segment, Timeline
 from snnfx.passes.plan.units import format_bytes, unit_of
-
-if TYPE_CHECKING:
-    from snnfx.passes.plan.memory_plan import MemoryPlan, Segment, Timeline
 
 FORMATS = (".png", ".svg", ".pdf")
 COLOURS = {"baseline": "C0", "plan": "C1", "segment": "C2", "tiles": "C3"}
@@ -44,7 +42,7 @@ def check_picture_path(path: str | PathLike[str]) -> None:
         ) from error
 
 
-def draw_plan(plan: MemoryPlan, path: str | PathLike[str]) -> None:
+def draw_plan(plan: PlanRecord, path: str | PathLike[str]) -> None:
     """Draw to an image file; its suffix gives the format.
 
     Raises:
@@ -93,7 +91,7 @@ def _draw_curve(axes: Any, line: Timeline, scale: int, role: str, label: str) ->
     )
 
 
-def _draw_segments(axes: Any, plan: MemoryPlan) -> None:
+def _draw_segments(axes: Any, plan: PlanRecord) -> None:
     """A band for each segment that is seen in the schedule, and names for as many as there fit."""
     steps = len(plan.predicted.backward)
     bands = sorted(_bands(plan, steps), key=lambda band: band[0])
@@ -121,7 +119,7 @@ def _draw_segments(axes: Any, plan: MemoryPlan) -> None:
         )
 
 
-def _bands(plan: MemoryPlan, steps: int) -> Iterator[tuple[float, float, Segment]]:
+def _bands(plan: PlanRecord, steps: int) -> Iterator[tuple[float, float, Segment]]:
     """Start and end of each segment on the axis of time."""
     for segment in plan.segments:
         if segment.backward_points is not None and steps:

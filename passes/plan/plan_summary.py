@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from snnfx.passes.plan.records import Decision, PlanRecord, Timeline
 from snnfx.passes.plan.units import counted, format_bytes, format_seconds
-
-if TYPE_CHECKING:
-    from snnfx.passes.plan.memory_plan import Decision, MemoryPlan, Timeline
 
 LARGEST = 3
 
 
-def summarise(plan: MemoryPlan, decisions: int) -> str:
+def summarise(plan: PlanRecord, decisions: int) -> str:
     """The plan as lines of text.
 
     Args:
@@ -30,7 +27,7 @@ def summarise(plan: MemoryPlan, decisions: int) -> str:
     return "\n".join((*lines, *(f"  note: {note}" for note in plan.notes)))
 
 
-def _headline(plan: MemoryPlan) -> str:
+def _headline(plan: PlanRecord) -> str:
     before, after = plan.baseline_peak_bytes, plan.predicted_peak_bytes
     less = f" ({before / after:.2f}x less)" if after else ""
     return (
@@ -39,7 +36,7 @@ def _headline(plan: MemoryPlan) -> str:
     )
 
 
-def _left(plan: MemoryPlan) -> Iterator[str]:
+def _left(plan: PlanRecord) -> Iterator[str]:
     if plan.baseline.points:
         peak = format_bytes(plan.baseline_peak_bytes)
         yield f"  level {plan.level}, {plan.lowering} lowering: predicted activation peak {peak}"
@@ -64,7 +61,7 @@ def _peak(timeline: Timeline) -> Iterator[str]:
         yield f"  alive there: {shown}{more}"
 
 
-def _segments(plan: MemoryPlan) -> Iterator[str]:
+def _segments(plan: PlanRecord) -> Iterator[str]:
     kinds = Counter(decision.kind for decision in plan.decisions)
     parts = [str(len(plan.segments))]
     parts += [counted(kinds["split"], "split")] if kinds["split"] else []
@@ -75,7 +72,7 @@ def _segments(plan: MemoryPlan) -> Iterator[str]:
     yield f"  segments: {'; '.join(parts)}"
 
 
-def _saved(plan: MemoryPlan) -> Iterator[str]:
+def _saved(plan: PlanRecord) -> Iterator[str]:
     kinds = Counter(saved.storage for saved in plan.saved)
     original = format_bytes(sum(saved.original_bytes for saved in plan.saved))
     stored = format_bytes(sum(saved.stored_bytes for saved in plan.saved))
@@ -85,7 +82,7 @@ def _saved(plan: MemoryPlan) -> Iterator[str]:
     )
 
 
-def _work(plan: MemoryPlan) -> str:
+def _work(plan: PlanRecord) -> str:
     extra = 100.0 * plan.extra_flops / max(1, plan.baseline_flops)
     text = f"  work: {extra:+.1f}% FLOPs"
     if plan.baseline_seconds > 0 and plan.predicted_seconds > 0:
@@ -93,7 +90,7 @@ def _work(plan: MemoryPlan) -> str:
     return text
 
 
-def _budget(plan: MemoryPlan) -> Iterator[str]:
+def _budget(plan: PlanRecord) -> Iterator[str]:
     if plan.memory_budget is not None:
         yield f"  budget: {format_bytes(plan.memory_budget)}, prefer {plan.prefer}"
 
