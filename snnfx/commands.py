@@ -5,6 +5,7 @@ Nothing is run and nothing is allocated: both work on models far bigger than the
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -142,7 +143,9 @@ def _check_picture(path: Path) -> None:
 
 @contextmanager
 def _told(quiet: bool) -> Generator[None]:
-    """Errors and warnings of snnfx as one message each, without tracebacks; no others' warnings."""
+    """Errors and warnings of snnfx as one message each; nothing of what torch warns or logs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if not quiet:
@@ -154,3 +157,5 @@ def _told(quiet: bool) -> Generator[None]:
             yield
         except SnnfxError as error:
             raise click.ClickException(str(error)) from error
+        finally:
+            logging.disable(before)

@@ -12,6 +12,8 @@ import torch
 from snnfx.errors import TargetError
 from snnfx.target import Built, Target, load_target
 
+from tests.sources import ROOT
+
 SOURCE = """
 import torch
 from torch import nn
@@ -180,6 +182,12 @@ def test_a_batch_that_cannot_be_chosen_is_an_error(
 ) -> None:
     with pytest.raises(TargetError, match=message):
         load_target(f"{nets}:{function}", dim).build(batch)
+
+
+def test_the_example_is_a_target() -> None:
+    built = load_target(f"{ROOT}/examples/fit_vgg.py:vgg").build(3)
+    assert shapes(built) == [(10, 3, 2, 48, 48)]
+    assert all(p.is_meta for p in built.model.parameters())
 
 
 def test_an_interrupt_is_not_taken_for_an_error() -> None:

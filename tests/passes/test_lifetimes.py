@@ -61,7 +61,7 @@ def total(timeline: Timeline) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("name", ["vgg", "hand_written", "plain_mlp"])
+@pytest.mark.parametrize("name", ["spiking_mlp", "hand_written", "plain_mlp"])
 def test_the_records_of_a_step_reach_its_peak_and_never_pass_it(name: str) -> None:
     workload = NETS[name]()
     plan = snnfx.plan(workload.model, workload.inputs, lowering="eager")
