@@ -19,6 +19,7 @@ aten = torch.ops.aten
 VALUE_KEY = "val"
 DONATED_KEY = "snnfx_donated"
 LATE_KEY = "snnfx_late"
+STACK_KEY = "stack_trace"
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,11 @@ def donor_of(node: Node) -> Node | None:
     index = donations_of(call).get(node.args[1])  # type: ignore[arg-type]
     donor = None if index is None else call.args[index]
     return donor if isinstance(donor, Node) else None
+
+
+def stack_trace(node: Node) -> str:
+    """The user's code that called for this node, as Python prints a stack; empty if unknown."""
+    return node.meta.get(STACK_KEY) or ""
 
 
 def dependents(graph: Graph, roots: Iterable[Node]) -> frozenset[Node]:

@@ -13,6 +13,7 @@ from snnfx.errors import OptionError
 
 Lowering = Literal["inductor", "eager"]
 Preference = Literal["speed", "balanced", "memory"]
+Optimizer = Literal["none", "sgd", "momentum", "adam"]
 MAX_LEVEL = 4
 
 _UNITS = {

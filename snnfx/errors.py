@@ -31,5 +31,13 @@ class RewriteError(SnnfxError, RuntimeError):
     """A graph rewrite broke an invariant that the pipeline checks."""
 
 
+class PlanError(SnnfxError, ValueError):
+    """A memory plan cannot be read, drawn or written as asked."""
+
+
+class TargetError(SnnfxError, RuntimeError):
+    """The function that builds a model for the command line cannot be found or called."""
+
+
 class SnnfxWarning(UserWarning):
     """Base class of all warnings: something was left as it was, and the text says why."""

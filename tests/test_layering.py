@@ -19,6 +19,8 @@ GRAPH = (*BASE, "snnfx.passes.optable", "snnfx.passes.fxgraph")
 EAGER = ("snnfx.base", "snnfx.surrogates", "snnfx.neurons")
 PASSES = ("snnfx.passes.analysis", "snnfx.passes.cost", "snnfx.passes.plan", "snnfx.passes.rewrite")
 BUILD = (*GRAPH, "snnfx.kernels", *PASSES, "snnfx.capture", "snnfx.lowering")
+COMMANDS = ("snnfx.target", "snnfx.fit", "snnfx.progress", "snnfx.report", "snnfx.commands")
+FRONT = ("snnfx.backend", *COMMANDS, "snnfx.cli", "snnfx.__main__")
 EVERYTHING = ("snnfx",)
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -36,7 +38,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "snnfx.checkpointing": (*BASE, *EAGER, "snnfx.compressors"),
     "snnfx.memopt": (*BUILD, *EAGER, "snnfx.compressors", "snnfx.checkpointing"),
     "snnfx.op_counter": (*GRAPH, "snnfx.passes.analysis", "snnfx.passes.cost", "snnfx.capture"),
-    **dict.fromkeys(("snnfx.backend", "snnfx.report", "snnfx.plots", "snnfx.cli"), EVERYTHING),
+    **dict.fromkeys(FRONT, EVERYTHING),
 }
 """The layer of a file is the longest key that its name starts with."""
 

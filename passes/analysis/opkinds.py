@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 from torch.utils.flop_counter import flop_registry
 
-import snnfx.kernels.norm  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
+import snnfx.kernels.norm  # pyright: ignore[reportUnusedImport]  # registers
 import snnfx.kernels.pool  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
 from snnfx.passes.fxgraph import (
     is_getitem,

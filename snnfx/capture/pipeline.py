@@ -31,7 +31,7 @@ from snnfx.passes.fxgraph import (
     set_value,
     tensor_value,
 )
-from snnfx.passes.plan.memory_plan import MemoryPlan, Timeline
+from snnfx.passes.plan.memory_plan import MemoryPlan
 from snnfx.passes.plan.segments import Checkpoints, choose_checkpoints
 from snnfx.passes.rewrite.accumulation import add_up_stacks, stack_accumulations
 from snnfx.passes.rewrite.convolutions import (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Graph, Node
 
+from snnfx.capture.allocations import step_allocations
 from snnfx.passes.analysis.liveness import analyse_liveness, storage_roots
 from snnfx.passes.fxgraph import node_bytes, output_args
 from snnfx.passes.plan.memory_plan import Timeline
@@ -25,7 +26,8 @@ def step_timeline(forward: Graph, backward: Graph, num_outputs: int) -> Timeline
     rest = max(0, first.end_bytes - sum(owned.values()))
     second = analyse_liveness(backward, owned, aliases, count_results=False)
     backward_bytes = tuple(b + rest for b in second.timeline_bytes)
-    return Timeline(first.timeline_bytes, backward_bytes, first.names, second.names)
+    allocations = step_allocations(forward, backward, owned, aliases)
+    return Timeline(first.timeline_bytes, backward_bytes, first.names, second.names, allocations)
 
 
 def _passed_storages(
