@@ -116,6 +116,8 @@ def _workspace(program: Program) -> str:
             lines.append(f"  {_VALUE_TYPES[buffer.dtype]} out{index}[{steps}][{block}];")
     for index, (dtype, _) in _sums(program).items():
         lines.append(f"  {_VALUE_TYPES[dtype]} sum{index}[{block}];")
+    if any(buffer.windowed for buffer in program.inputs):
+        lines.append("  Reach reach;")
     if program.positions():
         lines.append(f"  int32_t position[{len(program.positions())}][{block}];")
     return "\n".join(["struct alignas(64) Workspace {", *lines, "};"])

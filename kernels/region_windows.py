@@ -3,7 +3,7 @@
 For these dims the loops give a windowed input the stride 0; a load adds what its windows find.
 Where the index of a window is one of the outer dims or the row of a tile, as in channels-last
 images, the rows of a tile are read whole, or filled; where it moves along the row, as in row-major
-images, elements are read one by one, at offsets that are computed once for the tile.
+images, elements are read one by one. The offsets are computed once for all steps of a tile.
 """
 
 from __future__ import annotations
@@ -27,54 +27,60 @@ inline int64_t reached(const Window& w, int64_t i, const int64_t* entry) {
   return x - index * w.divisor < w.span && index < entry[0] ? index * entry[1] : -1;
 }
 
-// Offsets of the columns of a tile through the windows that columns move, -1 where there is none.
+// Where the elements of a tile are read through some windows: the offset of each row, -1 where
+// there is none, and of each column, with whether there is one.
+struct Reach {
+  bool by_col, by_unit;
+  int64_t rows[MOST_ELEMENTS], columns[MOST_ELEMENTS];
+  int32_t found[MOST_ELEMENTS];
+};
+
 template <int COUNT>
-void reach_columns(int64_t* to, const Window (&windows)[COUNT], const Span& s, const Axis* axes,
-                   const int64_t* table) {
-  for (int64_t c = 0; c < s.cols; ++c) {
+void reach(Reach& to, const Window (&windows)[COUNT], const Span& s, const Axis* axes,
+           const int64_t* table) {
+  bool is_empty = false;
+  to.by_col = false;
+  for (const Window& w : windows) {
+    to.by_col |= axes[w.axis].by_col != 0;
+    is_empty |= table[2 * w.axis] == 0;
+  }
+  to.by_unit = !to.by_col && s.col_stride == 1;
+  for (int64_t r = 0; r < s.rows; ++r) {
+    int64_t total = is_empty ? -1 : r * s.row_stride;
+    for (const Window& w : windows) {
+      const Axis& axis = axes[w.axis];
+      if (axis.by_col || total < 0) continue;
+      const int64_t one = reached(w, axis.at + r * axis.by_row, table + 2 * w.axis);
+      total = one < 0 ? -1 : total + one;
+    }
+    to.rows[r] = total;
+  }
+  for (int64_t c = 0; c < s.cols && !to.by_unit; ++c) {
     int64_t total = c * s.col_stride;
     for (const Window& w : windows) {
       const Axis& axis = axes[w.axis];
-      const int64_t one = axis.by_col ? reached(w, axis.at + c, table + 2 * w.axis) : 0;
-      total = one < 0 || total < 0 ? -1 : total + one;
+      if (!axis.by_col || total < 0) continue;
+      const int64_t one = reached(w, axis.at + c, table + 2 * w.axis);
+      total = one < 0 ? -1 : total + one;
     }
-    to[c] = total;
+    to.found[c] = total >= 0;
+    to.columns[c] = total < 0 ? 0 : total;  // read all the same, and not used: no branch
   }
 }
 
-// The offset of row r through the other windows, -1 where there is none.
-template <int COUNT>
-int64_t reach_row(const Window (&windows)[COUNT], int64_t r, const Axis* axes,
-                  const int64_t* table) {
-  int64_t total = 0;
-  for (const Window& w : windows) {
-    const Axis& axis = axes[w.axis];
-    if (axis.by_col) continue;
-    const int64_t one = reached(w, axis.at + r * axis.by_row, table + 2 * w.axis);
-    if (one < 0) return -1;
-    total += one;
-  }
-  return total;
-}
-
-template <class V, class M, int COUNT>
-void load_windowed(V* to, const M* from, const Span& s, const Axis* axes, const int64_t* table,
-                   const Window (&windows)[COUNT], V missing) {
-  int64_t columns[MOST_COLUMNS];
-  bool by_col = false;
-  for (const Window& w : windows) by_col |= axes[w.axis].by_col != 0;
-  if (by_col) reach_columns(columns, windows, s, axes, table);
+template <class V, class M>
+void load_reached(V* to, const M* from, const Span& s, const Reach& reach, V missing) {
   for (int64_t r = 0; r < s.rows; ++r) {
     V* line = to + r * s.cols;
-    const int64_t at = reach_row(windows, r, axes, table);
-    const M* row = from + r * s.row_stride + at;
-    if (at < 0) fill(line, missing, s.cols);
-    else if (by_col)
-      for (int64_t c = 0; c < s.cols; ++c)
-        line[c] = columns[c] < 0 ? missing : Convert<V, M>::load(row[columns[c]]);
-    else if (s.col_stride == 1) load_run(line, row, s.cols);
-    else
-      for (int64_t c = 0; c < s.cols; ++c) line[c] = Convert<V, M>::load(row[c * s.col_stride]);
+    const M* row = from + reach.rows[r];
+    if (reach.rows[r] < 0) fill(line, missing, s.cols);
+    else if (reach.by_unit) load_run(line, row, s.cols);
+    else {
+      for (int64_t c = 0; c < s.cols; ++c) line[c] = Convert<V, M>::load(row[reach.columns[c]]);
+      if (!reach.by_col) continue;
+#pragma omp simd
+      for (int64_t c = 0; c < s.cols; ++c) line[c] = reach.found[c] ? line[c] : missing;
+    }
   }
   for (int64_t i = s.rows * s.cols; i < padded(s.rows * s.cols); ++i) to[i] = V(0);
 }
@@ -120,12 +126,12 @@ inline void place(Tile& tile, const int64_t* geometry, int64_t outer, int64_t ro
 NO_PLACE = "inline void place(Tile&, const int64_t*, int64_t, int64_t, int64_t) {}"
 
 
-def windowed_prelude(program: Program, most_columns: int) -> str:
+def windowed_prelude(program: Program, most_elements: int) -> str:
     """What the C++ of a program with windows needs besides the prelude of all; else nothing."""
     count = len(program.window_dims())
     if not count:
         return ""
-    head = f"constexpr int AXES = {count};\nconstexpr int MOST_COLUMNS = {most_columns};"
+    head = f"constexpr int AXES = {count};\nconstexpr int MOST_ELEMENTS = {most_elements};"
     return f"{head}\n{WINDOWS}"
 
 
@@ -162,10 +168,10 @@ def load_windowed(
             "  {",
             f"    static const int64_t steps[] = {{{steps}}};",
             f"    static constexpr Window windows[] = {{{_initialisers(windows, axes)}}};",
+            f"    reach(w.reach, windows, tile.span[{index}], tile.axes, {table});",
             f"    for (int k = 0; k < {len(loads)}; ++k)",
-            f"      load_windowed(w.in{index}[{slot} + k], {source},",
-            f"                    tile.span[{index}], tile.axes, {table}, windows,",
-            f"                    {missing(loads[0])});",
+            f"      load_reached(w.in{index}[{slot} + k], {source},",
+            f"                   tile.span[{index}], w.reach, {missing(loads[0])});",
             "  }",
         ]
         slot += len(loads)

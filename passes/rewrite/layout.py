@@ -169,6 +169,8 @@ def _propagate(graph: Graph, node: Node) -> None:
     """Compute again what the node gives, from the new strides of its inputs."""
     if node.target is aten.stack.default:
         value = _stacked(node)
+    elif node.target is aten.repeat.default:
+        value = _repeated(node)
     elif node.target in (PACK, UNPACK):
         value = _recoded(node)
     else:
@@ -191,6 +193,16 @@ def _stacked(node: Node) -> Tensor:
     if first is None or dim != 0:
         return value
     return _with_order(value, (0, *(d + 1 for d in stride_order(first))))
+
+
+def _repeated(node: Node) -> Tensor:
+    """The same slice at every time step, as a region reads it: laid out as the slice is."""
+    value, counts = _compute(node), node.args[1]
+    source = tensor_value(node.all_input_nodes[0])
+    assert isinstance(counts, (list, tuple))
+    if source is None or source.dim() != value.dim() or any(c != 1 for c in counts[1:]):
+        return value
+    return _with_order(value, (0, *(d for d in stride_order(source) if d)))
 
 
 def _recoded(node: Node) -> Tensor:

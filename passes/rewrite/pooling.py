@@ -31,6 +31,7 @@ snn = torch.ops.snnfx
 MAX_POOL = aten.max_pool2d_with_indices.default
 MAX_POOL_BACKWARD = aten.max_pool2d_with_indices_backward.default
 AVG_POOL_BACKWARD = aten.avg_pool2d_backward.default
+POOL_PACKED = snn.pool_packed.default
 KINDS: dict[Any, str] = {
     aten.avg_pool2d.default: "average",
     snn.max_pool2d.default: "maximum",
@@ -141,7 +142,9 @@ def _require_same_strides(node: Node, grad: Any) -> None:
 def _require_strides(graph: Graph, old: Node | None, new: Node) -> None:
     value, made = tensor_value(old) if old is not None else None, tensor_value(new)
     if value is not None and made is not None and value.stride() != made.stride():
+        source = new.args[0]
         graph.erase_node(new)
+        _erase_dead(graph, source)  # type: ignore[arg-type]
         raise _Declined("it gives a layout of its own")
 
 
@@ -202,6 +205,21 @@ def _maximum_window(node: Node) -> Window:
     return window
 
 
+@dataclass(frozen=True)
+class _Coding:
+    """Images that a packed tensor holds.
+
+    Attributes:
+        stack: the images themselves, ``[T, N, C, H, W]``.
+        node: what packs or unpacks them.
+        order: the dims of the packed tensor that are T, N, C, H, W.
+    """
+
+    stack: Node
+    node: Node
+    order: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+
 def pool_packed_bits(graph: Graph, packs: Iterable[Pack]) -> PoolingResult:
     """Let pooling read packed bytes, in a joint graph whose backward is rematerialised.
 
@@ -210,17 +228,20 @@ def pool_packed_bits(graph: Graph, packs: Iterable[Pack]) -> PoolingResult:
         packs: of the forward, whose values are those that the bytes hold, NaN included.
     """
     sources = frozenset(pack.source for pack in packs)
-    changed = 0
+    changed, declined = 0, list[tuple[str, str]]()
     for node in list(graph.nodes):
-        if node.target in KINDS:
-            found = _packed_source(node, sources)
-            if found is not None and _read_packed(graph, node, *found):
+        coding = _coding(node, sources) if node.target in KINDS else None
+        if coding is not None:
+            try:
+                _read_packed(graph, node, coding)
                 changed += 1
-    return PoolingResult(changed)
+            except _Declined as reason:
+                declined.append((node.name, str(reason)))
+    return PoolingResult(changed, tuple(declined))
 
 
-def _packed_source(node: Node, sources: frozenset[Node]) -> tuple[Node, Node] | None:
-    """The stack of time steps that is pooled, and the node that packs or unpacks it."""
+def _coding(node: Node, sources: frozenset[Node]) -> _Coding | None:
+    """How what is pooled is packed, if it is T time steps of N images, merged."""
     x = node.args[0]
     assert isinstance(x, Node)
     images = tensor_value(x)
@@ -228,14 +249,30 @@ def _packed_source(node: Node, sources: frozenset[Node]) -> tuple[Node, Node] | 
         value = tensor_value(root)
         if value is None or images is None or value.dtype != images.dtype or value.dim() != 5:
             continue
-        if tuple(images.shape) != (value.shape[0] * value.shape[1], *value.shape[2:]):
-            continue
-        if root.target is snn.unpack_bits.default:
-            return root, root
-        if root in sources:
-            packings = [u for u in root.users if u.target is snn.pack_bits.default]
-            if packings:
-                return root, packings[0]
+        if tuple(images.shape) == (value.shape[0] * value.shape[1], *value.shape[2:]):
+            found = _packing(root) if root in sources else _unpacking(root)
+            if found is not None:
+                return found
+    return None
+
+
+def _unpacking(root: Node) -> _Coding | None:
+    if root.target is snn.unpack_bits.default:
+        return _Coding(root, root)
+    source = root.args[0] if root.target is aten.permute.default else None
+    if isinstance(source, Node) and source.target is snn.unpack_bits.default:
+        return _Coding(root, source, tuple(root.args[1]))  # type: ignore[arg-type]
+    return None
+
+
+def _packing(root: Node) -> _Coding | None:
+    for user in root.users:
+        if user.target is snn.pack_bits.default:
+            return _Coding(root, user)
+        for packing in user.users if user.target is aten.permute.default else ():
+            if packing.target is snn.pack_bits.default:
+                dims: Any = user.args[1]
+                return _Coding(root, packing, tuple(sorted(range(5), key=dims.__getitem__)))
     return None
 
 
@@ -251,43 +288,37 @@ def _origins(node: Node) -> Iterator[Node]:
         node = node.all_input_nodes[0]
 
 
-def _read_packed(graph: Graph, node: Node, stack: Node, coding: Node) -> bool:
-    """Replace a pooling by one of packed bytes; False if it has to stay."""
-    value, given = tensor_value(stack), _named(coding)
-    if value is None or given["layout"] != "time" or not has_static_shape(stack):
-        return False
-    try:
-        average = node.target is aten.avg_pool2d.default
-        window = _average_window(node) if average else tuple(_named(node)[n] for n in WINDOW_NAMES)
-        _image(node.args[0])  # type: ignore[arg-type]
-    except _Declined:
-        return False
-    if average and given["lo"] and window[2] != [0, 0]:
-        return False  # padding is zero, for which there is no code
-    is_unpacked = coding.target is snn.unpack_bits.default
-    packed = given["packed"] if is_unpacked else coding
-    build = GraphBuilder(graph, stack)
+def _read_packed(graph: Graph, node: Node, coding: _Coding) -> None:
+    """Replace a pooling by one of packed bytes."""
+    x, given = node.args[0], _named(coding.node)
+    assert isinstance(x, Node)
+    images, stack = _image(x), tensor_value(coding.stack)
+    assert stack is not None
+    if given["layout"] != "time" or coding.order[0] != 0:
+        raise _Declined("what it pools is not packed along time")
+    if node.target is aten.avg_pool2d.default:
+        window = _average_window(node)
+        if given["lo"] and window[2] != [0, 0]:
+            raise _Declined("padding is zero, for which there is no code")
+    else:
+        kernel, stride, padding = node.args[1:]
+        window = kernel, stride, padding
+    packed = given["packed"] if coding.node.target is snn.unpack_bits.default else coding.node
+    build = GraphBuilder(graph, coding.stack)
     with graph.inserting_before(node):
+        if coding.order != (0, 1, 2, 3, 4):
+            packed = build.call(aten.permute.default, packed, list(coding.order))
         new = build.call(
-            POOL_PACKED, packed, [int(n) for n in value.shape], value.dtype, given["bits"],
-            given["scale"], given["lo"], KINDS[node.target], *window,
+            POOL_PACKED, packed, list(stack.shape), images.dtype, given["bits"], given["scale"],
+            given["lo"], KINDS[node.target], *window,
         )  # fmt: skip
-    try:
-        x = node.args[0]
-        _replace(graph, node, new)
-    except _Declined:
-        return False
-    _erase_dead(graph, x)  # type: ignore[arg-type]
-    return True
-
-
-POOL_PACKED = snn.pool_packed.default
-WINDOW_NAMES = ("kernel", "stride", "padding")
+    _replace(graph, node, new)
+    _erase_dead(graph, x)
 
 
 def _erase_dead(graph: Graph, node: Node) -> None:
-    """Remove a chain of views and copies that nobody reads any more, and what it unpacked."""
-    for origin in list(_origins(node)):
-        if origin.users or origin.op != "call_function":
-            return
-        graph.erase_node(origin)
+    """Remove what nobody reads any more of a chain of views and copies, and what it unpacked."""
+    while not node.users and node.op == "call_function" and node.all_input_nodes:
+        source = node.all_input_nodes[0]
+        graph.erase_node(node)
+        node = source

@@ -7,7 +7,8 @@ of the region's values. Pooling of windows of ``k`` elements at stride ``s`` wit
 - backward, element i belongs to the windows ``(i + p) // s - a`` for all a with
   ``(i + p) % s + a * s < k``, where it is element ``(i + p) % s + a * s``.
 
-Both add up in ATen's order, from zero, so the bits are ATen's.
+Both add up in ATen's order, from zero, so the bits are ATen's. Averages of floats are no operators
+of regions: ATen's own is as fast, and nothing is to be had from fusing it.
 """
 
 from __future__ import annotations
@@ -32,12 +33,11 @@ from snnfx.passes.rewrite.region_program import (
 )
 from snnfx.passes.rewrite.region_rules import arguments, grid_value
 
-aten = torch.ops.aten
 snn = torch.ops.snnfx
 POOL_PACKED = snn.pool_packed.default
 WINDOWED = frozenset(
-    {aten.avg_pool2d.default, snn.avg_pool2d_backward.default, snn.max_pool2d.default,
-     snn.max_pool2d_offsets.default, snn.max_pool2d_backward.default, POOL_PACKED}
+    {snn.avg_pool2d_backward.default, snn.max_pool2d.default, snn.max_pool2d_offsets.default,
+     snn.max_pool2d_backward.default, POOL_PACKED}
 )  # fmt: skip
 """Operators that read elements at other places than those that they write."""
 
@@ -83,19 +83,13 @@ class Pool:
             )
 
 
-def pool_of(node: Node, names: tuple[str, str, str] = ("kernel", "stride", "padding")) -> Pool:
+def pool_of(node: Node) -> Pool:
     """The windows that a pooling operator is called with."""
     given = arguments(node)
-    kernel, stride, padding = (_pair(given[name]) for name in names)
-    if kernel is None or padding is None:
+    sizes = [tuple(given[name]) for name in ("kernel", "stride", "padding")]
+    if any(len(pair) != 2 or not all(isinstance(n, int) for n in pair) for pair in sizes):
         raise Untranslatable(f"the windows of '{node.name}' are not known numbers")
-    return Pool(kernel, stride or kernel, padding)
-
-
-def _pair(sizes: Any) -> tuple[int, int] | None:
-    if not isinstance(sizes, (list, tuple)) or not all(isinstance(n, int) for n in sizes):
-        return None
-    return (sizes[0], sizes[-1]) if sizes else None
+    return Pool(*sizes)
 
 
 def _prepare(translator: Translator, node: Node) -> None:
@@ -110,18 +104,6 @@ def _float_dtype(translator: Translator, node: Node) -> torch.dtype:
     if value is None or value.dtype not in (torch.float32, torch.float64):
         raise Untranslatable(f"'{node.name}' pools neither float32 nor float64")
     return translator.dtype(node)
-
-
-@REGION_RULES.rule(aten.avg_pool2d.default)
-def avg_pool2d(translator: Translator, node: Node) -> Ids:
-    """Means over windows that all count the same number of elements."""
-    _prepare(translator, node)
-    dtype, given = _float_dtype(translator, node), arguments(node)
-    pool = pool_of(node, ("kernel_size", "stride", "padding"))
-    is_even = given["count_include_pad"] or pool.padding == (0, 0)
-    if given["ceil_mode"] or given["divisor_override"] is not None or not is_even:
-        raise Untranslatable(f"'{node.name}' divides by other numbers than the window's size")
-    return _average(translator, pool, dtype, lambda w: translator.windowed(node.args[0], w))
 
 
 def _average(translator: Translator, pool: Pool, dtype: torch.dtype, taps: Taps) -> Ids:

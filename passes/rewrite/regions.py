@@ -240,7 +240,7 @@ def _base_of(nodes: list[Node]) -> tuple[Size, ...] | None:
             continue
         largest = max(largest, numel(value))
         # These count double: they are worth a kernel alone, in the layout that is read next.
-        operators += 2 if node.target in PACKINGS | OWN_POOLS else node.target not in VIEWS
+        operators += 2 if node.target in PACKINGS | WINDOWED else node.target not in VIEWS
         for counter, shape, weight in (
             (shapes, tuple(value.shape), numel(value)),
             (sliced, _slice_shape(node, value), 1),
@@ -267,7 +267,6 @@ def _slice_shape(node: Node, value: torch.Tensor) -> tuple[Size, ...] | None:
 
 
 PACKINGS = frozenset({torch.ops.snnfx.pack_bits.default, torch.ops.snnfx.unpack_bits.default})
-OWN_POOLS = WINDOWED - {aten.avg_pool2d.default}
 VIEWS = frozenset(
     {aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim,
      aten.select.int, aten.expand.default, aten.alias.default, aten.detach.default,

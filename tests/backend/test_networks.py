@@ -59,6 +59,7 @@ FURTHER: dict[str, Case] = {
     "instance norm": (norm(lambda: nn.InstanceNorm2d(nets.CHANNELS)), nets.images, (MEAN,)),
     "average pooling of spikes": (between(nn.AvgPool2d(2)), nets.images, (MEAN,)),
     "average pooling by nine": (between(nn.AvgPool2d(3, 1, 1)), nets.images, (MEAN,)),
+    "max pooling of overlapping windows": (between(nn.MaxPool2d(3, 2, 1)), nets.images, (MEAN,)),
     "where": (own(nets.WhereSTE.apply), nets.features, ()),
     "attention with softmax": (lambda: nets.Attention(True), nets.tokens, ()),
     "detach trick": (
