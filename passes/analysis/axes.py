@@ -251,6 +251,8 @@ def _narrowed(
 def _result(
     relation: Relation, index: int, shape: tuple[int, ...], spot: Spot, size: int
 ) -> AxisValue:
+    if index in relation.fixed:
+        return CONSTANT
     if index >= len(relation.results):
         return MIXED
     placement = relation.results[index].lower(spot, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch.fx import Node
@@ -48,7 +49,7 @@ def relation(
     ports: tuple[Port, ...] = tuple(
         _port(labels, shape) for labels, shape in zip(results, result_shapes(node), strict=False)
     )
-    return Relation(nodes, inputs, ports, sums, mixing)
+    return Relation(nodes, inputs, ports, sums, mixing=mixing)
 
 
 def _port(labels: Labels, shape: Shape) -> Labelled:
@@ -224,10 +225,17 @@ CHANNEL_VECTORS = (
     *(aten._native_batch_norm_legit_no_training.default,),
 )
 def batch_norm(node: Node, arguments: Arguments) -> Relation:
-    """With statistics of its own a batch norm mixes all samples; with stored ones it mixes none."""
+    """With statistics of its own a batch norm mixes all samples; with stored ones it mixes none.
+
+    Then its other results are those statistics again, or empty.
+    """
     image = _channels(rank_of(node))
-    operands: dict[str, Labels] = {"input": image} | {name: [CHANNEL] for name in CHANNEL_VECTORS}
-    return relation(node, arguments, operands, [image], mixing=bool(arguments.get("training")))
+    operands: dict[str, Labels] = {"input": image}
+    operands |= {name: [CHANNEL] for name in CHANNEL_VECTORS}
+    found = relation(node, arguments, operands, [image])
+    if arguments.get("training"):
+        return replace(found, mixing=True)
+    return replace(found, fixed=frozenset(range(1, len(result_shapes(node)))))
 
 
 @RELATIONS.rule(aten._batch_norm_with_update_functional.default)
@@ -275,8 +283,7 @@ def dropped_out(node: Node, arguments: Arguments) -> Relation:
     """Random numbers fill the whole: slices drawn one by one would be others."""
     del arguments
     labels = range(rank_of(node))
-    found = moved(node, labels)
-    return Relation(found.operands, found.inputs, found.results, mixing=True)
+    return replace(moved(node, labels), mixing=True)
 
 
 @RELATIONS.rule(aten.bernoulli.p, aten.rand_like.default, aten.randn_like.default)

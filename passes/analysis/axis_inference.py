@@ -223,7 +223,9 @@ def _sizes_without_time(
         if placement is None:
             plain.add(length)
         elif placement.dim == 0:
-            timed.add(length // steps)
+            # With something on both sides of time, none of it is known to be the batch.
+            one_sided = 1 in (placement.outer, placement.inner)
+            timed.add(length // steps if one_sided else 0)
     return timed or plain
 
 

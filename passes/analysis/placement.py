@@ -155,6 +155,7 @@ class Relation:
         inputs: their ports.
         results: ports of the results.
         sums: results that add up over the labels that they lack.
+        fixed: results that depend on no operand with a label.
         mixing: dimensions correspond, but slices are not computed independently.
     """
 
@@ -162,6 +163,7 @@ class Relation:
     inputs: tuple[Port, ...]
     results: tuple[Port, ...]
     sums: frozenset[int] = frozenset()
+    fixed: frozenset[int] = frozenset()
     mixing: bool = False
 
 
