@@ -247,15 +247,18 @@ def repeated(node: Node, arguments: Arguments) -> Relation:
 @RELATIONS.rule(aten.select.int)
 def selected(node: Node, arguments: Arguments) -> Relation:
     """One index of a dimension, which goes."""
+    return _without(node, arguments["dim"])
+
+
+def _without(node: Node, dim: int) -> Relation:
     rank = rank_of(node)
-    dim = arguments["dim"] % rank
-    return moved(node, [d for d in range(rank) if d != dim])
+    return moved(node, [d for d in range(rank) if d != dim % rank])
 
 
 @RELATIONS.rule(aten.unbind.int)
 def unbound(node: Node, arguments: Arguments) -> Relation:
     """Every index of a dimension, which goes."""
-    return selected(node, arguments)
+    return _without(node, arguments["dim"])
 
 
 @RELATIONS.rule(aten.slice.Tensor)

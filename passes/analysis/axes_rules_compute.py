@@ -39,7 +39,7 @@ def relation(
     mixing: bool = False,
 ) -> Relation:
     """A relation from labels by argument name; arguments that are None are left out."""
-    given = {name: v for name, labels in operands.items() if (v := arguments.get(name)) is not None}
+    given = {name: v for name in operands if (v := arguments.get(name)) is not None}
     nodes = tuple(value for value in given.values() if isinstance(value, Node))
     inputs: tuple[Port, ...] = tuple(
         Labelled(tuple(operands[name]), shape_of(value))
@@ -229,19 +229,23 @@ def batch_norm(node: Node, arguments: Arguments) -> Relation:
 
     Then its other results are those statistics again, or empty.
     """
-    image = _channels(rank_of(node))
-    operands: dict[str, Labels] = {"input": image}
-    operands |= {name: [CHANNEL] for name in CHANNEL_VECTORS}
-    found = relation(node, arguments, operands, [image])
-    if arguments.get("training"):
-        return replace(found, mixing=True)
-    return replace(found, fixed=frozenset(range(1, len(result_shapes(node)))))
+    return _normalised_channels(node, arguments, training=bool(arguments.get("training")))
 
 
 @RELATIONS.rule(aten._batch_norm_with_update_functional.default)
 def batch_norm_training(node: Node, arguments: Arguments) -> Relation:
     """A batch norm with statistics of its own."""
-    return batch_norm(node, {**arguments, "training": True})
+    return _normalised_channels(node, arguments, training=True)
+
+
+def _normalised_channels(node: Node, arguments: Arguments, *, training: bool) -> Relation:
+    image = _channels(rank_of(node))
+    operands: dict[str, Labels] = {"input": image}
+    operands |= {name: [CHANNEL] for name in CHANNEL_VECTORS}
+    found = relation(node, arguments, operands, [image])
+    if training:
+        return replace(found, mixing=True)
+    return replace(found, fixed=frozenset(range(1, len(result_shapes(node)))))
 
 
 @RELATIONS.rule(aten.native_batch_norm_backward.default, aten.batch_norm_backward.default)
@@ -278,15 +282,11 @@ def _normalised(node: Node, arguments: Arguments) -> tuple[Labels, Labels]:
     return labels, [None] * inner
 
 
-@RELATIONS.rule(aten.native_dropout.default)
-def dropped_out(node: Node, arguments: Arguments) -> Relation:
+@RELATIONS.rule(
+    *(aten.native_dropout.default, aten.bernoulli.p),
+    *(aten.rand_like.default, aten.randn_like.default),
+)
+def drawn(node: Node, arguments: Arguments) -> Relation:
     """Random numbers fill the whole: slices drawn one by one would be others."""
     del arguments
-    labels = range(rank_of(node))
-    return replace(moved(node, labels), mixing=True)
-
-
-@RELATIONS.rule(aten.bernoulli.p, aten.rand_like.default, aten.randn_like.default)
-def drawn(node: Node, arguments: Arguments) -> Relation:
-    """As `native_dropout`."""
-    return dropped_out(node, arguments)
+    return replace(moved(node, range(rank_of(node))), mixing=True)
