@@ -26,7 +26,9 @@ from snnfx.passes.analysis.axes_linear import stays_partial
 from snnfx.passes.analysis.axes_rules import (
     FILLS,
     MOVES,
+    OPERAND_SIZES,
     SIZE_ARGUMENTS,
+    arguments_of,
     relation_of,
     result_shapes,
     shape_of,
@@ -92,7 +94,11 @@ class AxisFacts:
 
 
 def analyse_axis(
-    nodes: Graph | Iterable[Node], size: int, seeds: Mapping[Node, Placement]
+    nodes: Graph | Iterable[Node],
+    size: int,
+    seeds: Mapping[Node, Placement],
+    *,
+    complete_sums: bool = False,
 ) -> AxisFacts:
     """Find which nodes are independent along an axis.
 
@@ -102,6 +108,8 @@ def analyse_axis(
         size: of the axis.
         seeds: where the axis lies in tensors that are given; for a node that is computed this
             takes the place of its rule.
+        complete_sums: what reads a `Partial` sees the whole sum, a constant, because a tiling adds
+            up all tiles before it goes on.
 
     Raises:
         RuleError: a seeded tensor has no such dimension.
@@ -123,6 +131,8 @@ def analyse_axis(
         if node in written:
             return MIXED
         inputs = {n: facts.get(n, given.get(n, CONSTANT)) for n in node.all_input_nodes}
+        if complete_sums:
+            inputs = {n: CONSTANT if v == PARTIAL else v for n, v in inputs.items()}
         return transfer(node, inputs, size)
 
     solved = solve_forward(part, solve)
@@ -286,16 +296,30 @@ def tile_call(node: Node, facts: AxisFacts, tile: int) -> TileCall:
         tile: how many slices; divides the size of the axis.
     """
     args, kwargs = node.args, dict(node.kwargs)
-    placement = facts.placement(node)
-    name = SIZE_ARGUMENTS.get(node.target)
-    if name is not None and placement is not None:
-        sizes = tile_shape(shape_of(node), placement, tile)
+    found = _tile_sizes(node, facts, tile)
+    if found is not None:
+        name, sizes = found
         position = [a.name for a in schema_of(node).arguments].index(name)
         if name in kwargs:
             kwargs[name] = sizes
         else:
             args = (*args[:position], sizes, *args[position + 1 :])
     return TileCall(args, kwargs, MappingProxyType(_cuts(node, facts, tile)))
+
+
+def _tile_sizes(node: Node, facts: AxisFacts, tile: int) -> tuple[str, list[int]] | None:
+    """The argument of the call that holds sizes, and what they are of a tile."""
+    if node.target in OPERAND_SIZES:
+        name, source = OPERAND_SIZES[node.target]
+        arguments = arguments_of(node)
+        placement = facts.placement(arguments[source])
+        return None if placement is None else (
+            name, tile_shape(arguments[name], placement, tile)
+        )  # fmt: skip
+    name, placement = SIZE_ARGUMENTS.get(node.target), facts.placement(node)
+    if name is None or placement is None:
+        return None
+    return name, tile_shape(shape_of(node), placement, tile)
 
 
 def _cuts(node: Node, facts: AxisFacts, tile: int) -> dict[Node, tuple[int, int]]:

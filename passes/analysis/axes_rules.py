@@ -55,8 +55,13 @@ SIZE_ARGUMENTS: dict[object, str] = {
     aten.select_backward.default: "input_sizes",
     aten.slice_backward.default: "input_sizes",
     snn.unpack_bits.default: "shape",
+    snn.avg_pool2d_backward.default: "shape",
+    snn.max_pool2d_backward.default: "shape",
 }
 """Arguments that repeat the sizes of the result."""
+
+OPERAND_SIZES: dict[object, tuple[str, str]] = {snn.pool_packed.default: ("shape", "packed")}
+"""Arguments that repeat the sizes of an operand, except for the dimension that is packed."""
 
 
 def relation_of(node: Node) -> Relation | None:

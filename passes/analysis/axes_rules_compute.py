@@ -117,6 +117,34 @@ def pooled_back_2d(node: Node, arguments: Arguments) -> Relation:
     return _pooled(node, arguments, ["grad_output", "self", "indices"], 2)
 
 
+@RELATIONS.rule(snn.max_pool2d.default, snn.max_pool2d_offsets.default)
+def pooled_for_regions(node: Node, arguments: Arguments) -> Relation:
+    """Offsets count within a window."""
+    return _pooled(node, arguments, ["x"], 2)
+
+
+@RELATIONS.rule(snn.avg_pool2d_backward.default, snn.max_pool2d_backward.default)
+def pooled_back_for_regions(node: Node, arguments: Arguments) -> Relation:
+    """Of the input of the pooling there is only the size, in an argument."""
+    return _pooled(node, arguments, ["grad", "offsets"], 2)
+
+
+@RELATIONS.rule(snn.pool_packed.default)
+def pooled_packed(node: Node, arguments: Arguments) -> Relation:
+    """Bytes `[T/8, N, C, H, W]` to images `[T*N, C, H, W]`: each sample is there T times."""
+    source, steps = arguments["packed"], int(arguments["shape"][0])
+    operand = Labelled((None, SAMPLE, CHANNEL, None, None), shape_of(source))
+    result = Labelled((SAMPLE, CHANNEL, None, None), shape_of(node), (steps, 1, 1, 1))
+    return Relation((source,), (operand,), (result,))
+
+
+@RELATIONS.rule(aten.im2col.default, aten.col2im.default)
+def patches(node: Node, arguments: Arguments) -> Relation:
+    """Images `[N, C, H, W]` and the columns `[N, C*kh*kw, L]` of their patches."""
+    operand = _samples(len(shape_of(arguments["self"])))
+    return relation(node, arguments, {"self": operand}, [_samples(rank_of(node))])
+
+
 @RELATIONS.rule(aten.avg_pool3d_backward.default, aten.max_pool3d_with_indices_backward.default)
 def pooled_back_3d(node: Node, arguments: Arguments) -> Relation:
     """As in two dimensions."""
