@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from torch.fx import Graph, Node
 
-from snnfx.passes.analysis.liveness import analyse_liveness, storage_roots
+from snnfx.passes.analysis.liveness import Workspace, analyse_liveness, storage_roots
+from snnfx.passes.cost.workspace import workspace_phases
 from snnfx.passes.fxgraph import node_bytes, output_args
 from snnfx.passes.plan.memory_plan import Timeline
 
 
-def step_timeline(forward: Graph, backward: Graph, num_outputs: int) -> Timeline:
+def step_timeline(
+    forward: Graph,
+    backward: Graph,
+    num_outputs: int,
+    workspace: Workspace | None = workspace_phases,
+) -> Timeline:
     """Predicted activation bytes over a forward and a backward, run in their own order.
 
     What belongs to the caller does not count: parameters, inputs, and the gradients that the
@@ -19,11 +25,14 @@ def step_timeline(forward: Graph, backward: Graph, num_outputs: int) -> Timeline
         forward: its results after the first `num_outputs` are saved for the backward.
         backward: its placeholders are named as the forward's saved results.
         num_outputs: how many results of the forward go to the caller.
+        workspace: what operators allocate inside themselves; None leaves it out.
     """
-    first = analyse_liveness(forward)
+    first = analyse_liveness(forward, workspace=workspace)
     owned, aliases = _passed_storages(forward, backward, num_outputs)
     rest = max(0, first.end_bytes - sum(owned.values()))
-    second = analyse_liveness(backward, owned, aliases, count_results=False)
+    second = analyse_liveness(
+        backward, owned, aliases, count_results=False, workspace=workspace
+    )
     backward_bytes = tuple(b + rest for b in second.timeline_bytes)
     return Timeline(first.timeline_bytes, backward_bytes, first.names, second.names)
 
