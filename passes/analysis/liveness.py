@@ -200,13 +200,17 @@ def last_readers(graph: Graph, roots: Mapping[Node, tuple[Node, ...]]) -> dict[N
     """For each node, the storages (by their roots) that are released after it runs."""
     kept = _result_roots(graph, roots)
     last: dict[Node, Node] = {}
+    picks: dict[Node, list[Node]] = {}
     for node in graph.nodes:
         if node.op == "output":
             continue
-        for root in roots[node]:
-            last[root] = node
-        for source in node.all_input_nodes:
-            for root in roots[source]:
+        read = [node, *node.all_input_nodes]
+        if is_getitem(node):
+            # The tuple keeps all of its results until the last of them is picked.
+            read += picks.setdefault(node.all_input_nodes[0], [])
+            picks[node.all_input_nodes[0]].append(node)
+        for value in read:
+            for root in roots[value]:
                 last[root] = node
     uses: dict[Node, list[Node]] = {}
     for root, node in last.items():
