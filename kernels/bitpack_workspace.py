@@ -44,14 +44,16 @@ def pack_workspace_bytes(
     is_product = lo == 0 and dtype == torch.float32
     if layout == "flat":
         size = min(_chunk(), count)
-        copied = 0 if is_contiguous else _block(shape, 16) * dtype.itemsize
+        copied = 0 if is_contiguous else _copied_rows(shape, 16) * dtype.itemsize
         if is_product and bits == 1:
             return copied + size // 16 * 4
         codes = size if bits < 8 else 0
         return copied + codes + _encoder_bytes(dtype, bits, scale, lo) * size
-    is_copied = not is_contiguous and len(shape) > 2
-    block = _block((shape[1], shape[0], *shape[2:]), 1) if is_copied else count
-    copied = block * dtype.itemsize if is_copied else 0
+    block, copied = count, 0
+    if not is_contiguous and len(shape) > 2:
+        rows = (shape[1], shape[0], *shape[2:])
+        block = min(_block(rows, 1), count)
+        copied = _copied_rows(rows, 1) * dtype.itemsize
     size = min(_chunk() // 2, _padded(block // shape[0]))
     if is_product:
         return copied + 4 * size
@@ -103,11 +105,15 @@ def _padded(count: int) -> int:
 
 
 def _block(shape: Sequence[int], multiple: int) -> int:
-    """Elements of a block of rows of about a chunk, a multiple of `multiple` elements."""
+    """Elements of a full block of rows, about a chunk and a multiple of `multiple`."""
     row = math.prod(shape[1:])
     rows_per_multiple = multiple // math.gcd(row, multiple)
-    rows = max(1, _chunk() // max(1, row * rows_per_multiple)) * rows_per_multiple
-    return min(rows, shape[0]) * row
+    return max(1, _chunk() // max(1, row * rows_per_multiple)) * rows_per_multiple * row
+
+
+def _copied_rows(shape: Sequence[int], multiple: int) -> int:
+    """Elements of the copies alive at once: of a block, and of the one before."""
+    return min(2 * _block(shape, multiple), math.prod(shape))
 
 
 def _encoder_bytes(dtype: torch.dtype, bits: int, scale: float, lo: int) -> int:

@@ -135,7 +135,9 @@ def analyse_liveness(
         names.append(node.name)
         results = own + _result_bytes(node, sizes)
         others = alive + unpicked[node] - results
-        inside = [_phase_bytes(phase, node, sizes) for phase in workspace(node)] if workspace else []
+        inside = (
+            [_phase_bytes(phase, node, sizes) for phase in workspace(node)] if workspace else []
+        )
         timeline.append(others + max([results, *inside]))
         alive -= sum(sizes[root] for root in last.get(node, ()))
     return Liveness(tuple(names), tuple(timeline), alive)

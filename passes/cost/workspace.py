@@ -106,20 +106,34 @@ def binary_workspace(node: Node) -> tuple[Phase, ...]:
 
 @WORKSPACE.rule(aten.sum, aten.mean)
 def reduction_workspace(node: Node) -> tuple[Phase, ...]:
-    """Elements are converted before they are summed: of 16 bits to float32, bool to the result's.
+    """Elements of another dtype than the result's are converted before they are summed.
 
-    Source: `make_reduction` in `native/ReduceOpsUtils.h` and `sum_out` in `native/ReduceOps.cpp`.
+    Those of 16 bits are summed in float32: within the kernel, or after they are converted where
+    they are summed over dimensions with others between them.
+
+    Source: `make_reduction` in `native/ReduceOpsUtils.h`; `should_use_acc_buffer` in
+    `native/ReduceOps.cpp`.
     """
     result = tensor_value(node)
     operands = _tensors(node)
     if result is None or not operands:
         return ()
     value = operands[0]
-    if value.dtype in (torch.bfloat16, torch.float16):
-        return (Phase(4 * (numel(value) + numel(result)), (0,)),)
     if value.dtype != result.dtype:
         return (Phase(numel(value) * result.element_size(), (0,)),)
+    if value.dtype in (torch.bfloat16, torch.float16) and _reduced_runs(value, node.args) > 1:
+        return (Phase(4 * (numel(value) + numel(result)), (0,)),)
     return ()
+
+
+def _reduced_runs(value: Tensor, args: tuple[Any, ...]) -> int:
+    """How many separate stretches of memory dimensions a reduction sums over."""
+    dims = args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else range(value.dim())
+    reduced = {int(dim) % max(1, value.dim()) for dim in dims}
+    sizes = [size_hint(size) for size in value.shape]
+    order = sorted(range(value.dim()), key=lambda d: -size_hint(value.stride(d)))
+    flags = [d in reduced for d in order if sizes[d] != 1]
+    return sum(flag and not before for before, flag in zip([False, *flags], flags, strict=False))
 
 
 @WORKSPACE.rule(aten.native_dropout)

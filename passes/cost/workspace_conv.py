@@ -226,7 +226,11 @@ def _columns(conv: Convolution) -> int:
 
 
 def convolution_of(
-    image: Tensor, weight: Tensor, pixels_out: int, arguments: Sequence[Any], others: Sequence[Tensor]
+    image: Tensor,
+    weight: Tensor,
+    pixels_out: int,
+    arguments: Sequence[Any],
+    others: Sequence[Tensor],
 ) -> Convolution:
     """Read the sizes of a convolution.
 

@@ -30,9 +30,7 @@ def step_timeline(
     first = analyse_liveness(forward, workspace=workspace)
     owned, aliases = _passed_storages(forward, backward, num_outputs)
     rest = max(0, first.end_bytes - sum(owned.values()))
-    second = analyse_liveness(
-        backward, owned, aliases, count_results=False, workspace=workspace
-    )
+    second = analyse_liveness(backward, owned, aliases, count_results=False, workspace=workspace)
     backward_bytes = tuple(b + rest for b in second.timeline_bytes)
     return Timeline(first.timeline_bytes, backward_bytes, first.names, second.names)
 
