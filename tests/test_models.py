@@ -42,8 +42,7 @@ def test_bottleneck_resnets_fire_everywhere_and_learn(name: str, neurons: int) -
 
 
 def test_bottleneck_resnets_have_the_published_number_of_weights() -> None:
-    # ResNet-50 for 1000 classes has 25,557,032 parameters (He et al. 2016): 2,049,000 of them in the
-    # readout. The other convolutions and norms are the same.
+    # ResNet-50 for 1000 classes has 25,557,032 (He et al. 2016), in the same layers.
     with torch.device("meta"):
         model = sew_resnet((3, 4, 6, 3), SEWBottleneck)(1.0, 4, 64, 1000)
     assert sum(p.numel() for p in model.parameters()) == 25_557_032

@@ -154,7 +154,7 @@ def _phase_bytes(phase: Phase, node: Node, sizes: Mapping[Node, int]) -> int:
     value = node_value(node)
     if isinstance(value, Tensor):
         return phase.temporary_bytes + (sizes[node] if phase.results else 0)
-    left_out = {user.args[1] for user in _uncounted_picks(node, sizes)}
+    left_out = [user.args[1] for user in _uncounted_picks(node, sizes)]
     counted = (value[i] for i in phase.results if i not in left_out)
     return phase.temporary_bytes + sum(tensor_bytes(v) for v in counted if isinstance(v, Tensor))
 

@@ -173,9 +173,8 @@ def pack_workspace(node: Node) -> tuple[Phase, ...]:
     """Sums or codes of one chunk, and a copy of it where it is not contiguous."""
     value = _tensors(node)[0]
     shape = [size_hint(size) for size in value.shape]
-    held = pack_workspace_bytes(
-        shape, value.dtype, value.is_contiguous(), *node.args[1:], **node.kwargs
-    )
+    grid, named = _grid(node, 1)
+    held = pack_workspace_bytes(shape, value.dtype, value.is_contiguous(), *grid, **named)
     return (Phase(held, (0,)),)
 
 
@@ -186,6 +185,12 @@ def unpack_workspace(node: Node) -> tuple[Phase, ...]:
     if result is None:
         return ()
     shape = [size_hint(size) for size in result.shape]
-    given = {key: value for key, value in node.kwargs.items() if key not in ("shape", "dtype")}
-    held = unpack_workspace_bytes(shape, result.dtype, *node.args[3:], **given)
+    grid, named = _grid(node, 3)
+    held = unpack_workspace_bytes(shape, result.dtype, *grid, **named)
     return (Phase(held, (0,)),)
+
+
+def _grid(node: Node, first: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments from `bits` on, by place and by name; `first` is the place of `bits`."""
+    names = ("bits", "layout", "scale", "lo")
+    return tuple(node.args[first:]), {n: node.kwargs[n] for n in names if n in node.kwargs}

@@ -40,7 +40,7 @@ THREAD_BYTES = 4120
 
 @dataclass(frozen=True)
 class Convolution:
-    """Sizes of one convolution; a transposed one is told apart by its backend.
+    """Sizes of one convolution that is not transposed.
 
     Attributes:
         batch: N.

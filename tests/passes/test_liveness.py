@@ -20,7 +20,7 @@ from snnfx.passes.analysis.liveness import Phase, analyse_liveness, storage_root
 from snnfx.passes.fxgraph import output_args
 from snnfx.passes.plan.memory_plan import MemoryPlan
 
-from examples.models import Workload, build
+from examples.models import SEWResNet, Workload, build
 from tests.models import NETS, SpikingMLP, spiking_mlp
 from tests.oracles import measured_activation_bytes
 from tests.passes.storages import run_and_measure
@@ -262,7 +262,10 @@ FITTING: dict[str, Callable[[], Workload]] = {
         SpikingMLP(128, dropout=0.3).train(), (torch.randn(8, 256, 128),),
         lambda y: y.square().mean(), (), lambda: None,
     ),
-    "sew": lambda: build("sew_resnet18", width=1 / 4, batch=4, size=32),
+    "sew": lambda: Workload(
+        SEWResNet((1, 1), 0.5, 4, 5, "imagenet").train(), (torch.rand(2, 3, 32, 32),),
+        lambda y: y.square().mean(), (), lambda: None,
+    ),
     "vgg": lambda: build("vgg8", width=1 / 8, batch=2, steps=4, size=16),
     "spikformer": lambda: build("spikformer", width=1 / 4, batch=2, size=16, depth=1, heads=2),
 }  # fmt: skip
@@ -298,7 +301,7 @@ class TestPeak:
     def test_the_plan_predicts_it_within_five_percent(self, name: str, lowering: str) -> None:
         assert self.assert_predicted(name, lowering=lowering).applied
 
-    @pytest.mark.parametrize("name", ["mlp", "sew", "vgg"])
+    @pytest.mark.parametrize("name", ["mlp", "sew"])
     def test_the_graph_as_it_is_has_the_baselines_peak(self, name: str) -> None:
         plan = self.assert_predicted(name, lowering="eager", level=0)
         assert plan.predicted_peak_bytes == plan.baseline_peak_bytes

@@ -167,19 +167,22 @@ def test_the_gradient_of_a_batch_norm_needs_a_second_one_in_the_same_layout(
     assert_close(peaks(run, gradient, x, w, mean, var))
 
 
+ONES, TALL, STACK = torch.ones(70, 90), torch.ones(90, 80), torch.ones(3, 90, 80)
 OTHERS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
-    "sum of types": (lambda a, b: aten.add.Tensor(a, b), (torch.ones(70, 90), torch.ones(70, 90).bool())),
-    "product of one type": (lambda a, b: aten.mul.Tensor(a, b), (torch.ones(70, 90), torch.ones(70, 90))),
-    "sum of halves": (lambda a: aten.sum.dim_IntList(a, [0]), (torch.ones(70, 90).bfloat16(),)),
-    "sums of halves": (lambda a: aten.sum.dim_IntList(a, [0, 2]), (torch.ones(7, 10, 90).half(),)),
-    "count": (lambda a: aten.sum.default(a), (torch.ones(70, 90).bool(),)),
-    "sum": (lambda a: aten.sum.dim_IntList(a, [1]), (torch.ones(70, 90),)),
-    "dropout": (lambda a: aten.native_dropout.default(a, 0.3, True), (torch.ones(70, 90),)),
-    "product of matrices": (lambda a, b: aten.mm.default(a, b), (torch.ones(70, 90), torch.ones(40, 90).t())),
-    "with gaps": (lambda a, b: aten.mm.default(a, b), (torch.ones(70, 90), torch.ones(90, 80)[:, ::2])),
-    "batch": (lambda a, b: aten.bmm.default(a, b), (torch.ones(3, 70, 90), torch.ones(3, 50, 90).mT)),
-    "batch with gaps": (lambda a, b: aten.bmm.default(a, b), (torch.ones(3, 70, 90), torch.ones(3, 90, 80)[..., ::2])),
-}  # fmt: skip
+    "sum of types": (aten.add.Tensor, (ONES, ONES.bool())),
+    "product of one type": (aten.mul.Tensor, (ONES, ONES)),
+    "sum of halves": (lambda a: aten.sum.dim_IntList(a, [0]), (ONES.bfloat16(),)),
+    "sums of halves": (lambda a: aten.sum.dim_IntList(a, [0, 2]), (STACK.half(),)),
+    "count": (aten.sum.default, (ONES.bool(),)),
+    "sum": (lambda a: aten.sum.dim_IntList(a, [1]), (ONES,)),
+    "dropout": (lambda a: aten.native_dropout.default(a, 0.3, True), (ONES,)),
+    "product of matrices": (aten.mm.default, (ONES, TALL)),
+    "product with a transpose": (aten.mm.default, (ONES, torch.ones(40, 90).t())),
+    "product with gaps": (aten.mm.default, (ONES, TALL[:, ::2])),
+    "batch": (aten.bmm.default, (torch.ones(3, 70, 90), STACK)),
+    "batch of transposes": (aten.bmm.default, (torch.ones(3, 70, 80), STACK.mT)),
+    "batch with gaps": (aten.bmm.default, (torch.ones(3, 70, 90), STACK[..., ::2])),
+}
 
 
 @pytest.mark.parametrize("name", OTHERS)
