@@ -12,9 +12,7 @@ _LIBRARY.define(
 )
 
 
-def write_tile(
-    whole: Tensor, tile: Tensor, dim: int, outer: int, count: int, start: int
-) -> Tensor:
+def write_tile(whole: Tensor, tile: Tensor, dim: int, outer: int, count: int, start: int) -> Tensor:
     """Write slices of an axis into a tensor that holds all of them.
 
     Args:

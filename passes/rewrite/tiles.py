@@ -45,9 +45,7 @@ class TilesResult:
     declined: str | None = None
 
 
-def run_in_tiles(
-    graph: Graph, part: Iterable[Node], facts: AxisFacts, tiles: int
-) -> TilesResult:
+def run_in_tiles(graph: Graph, part: Iterable[Node], facts: AxisFacts, tiles: int) -> TilesResult:
     """Rewrite a part of a graph so that it runs in tiles; leaves it alone where that is not exact.
 
     Args:
@@ -233,9 +231,7 @@ class _Tiling:
         build = self._build(node)
         if isinstance(self.facts.of(node), Partial):
             total = self.done.get(node)
-            self.done[node] = (
-                part if total is None else build.call(aten.add_.Tensor, total, part)
-            )
+            self.done[node] = part if total is None else build.call(aten.add_.Tensor, total, part)
             return
         placement = self.facts.placement(node)
         value = tensor_value(node)
