@@ -11,6 +11,10 @@ class OptionError(SnnfxError, ValueError):
     """A backend option, argument or environment variable has an unknown name or value."""
 
 
+class BudgetError(SnnfxError, ValueError):
+    """No plan fits a memory budget."""
+
+
 class CaptureError(SnnfxError, RuntimeError):
     """A model could not be captured as one joint forward-backward graph."""
 

@@ -35,6 +35,7 @@ class Restorable:
         first: the first schedule point at which keeping it costs memory.
         last: the last such point.
         seconds: of computing it again, which keeping it saves.
+        made: the point at which it is computed again.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Restorable:
     first: int
     last: int
     seconds: float
+    made: int = 0
 
 
 @dataclass(frozen=True)

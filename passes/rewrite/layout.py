@@ -165,6 +165,10 @@ def _fake_mode(node: Node) -> Any:
     return torch.no_grad()
 
 
+LAID_OUT = frozenset({aten.stack.default, PACK, UNPACK})
+"""Operators that regions write in another layout than ATen does."""
+
+
 def _propagate(graph: Graph, node: Node) -> None:
     """Compute again what the node gives, from the new strides of its inputs."""
     if node.target is aten.stack.default:
@@ -192,7 +196,7 @@ def _stacked(node: Node) -> Tensor:
     dim = node.args[1] if len(node.args) > 1 else 0
     if first is None or dim != 0:
         return value
-    return _with_order(value, (0, *(d + 1 for d in stride_order(first))))
+    return with_order(value, (0, *(d + 1 for d in stride_order(first))))
 
 
 def _repeated(node: Node) -> Tensor:
@@ -202,7 +206,7 @@ def _repeated(node: Node) -> Tensor:
     assert isinstance(counts, (list, tuple))
     if source is None or source.dim() != value.dim() or any(c != 1 for c in counts[1:]):
         return value
-    return _with_order(value, (0, *(d for d in stride_order(source) if d)))
+    return with_order(value, (0, *(d for d in stride_order(source) if d)))
 
 
 def _recoded(node: Node) -> Tensor:
@@ -212,11 +216,11 @@ def _recoded(node: Node) -> Tensor:
     if source is None or source.dim() != value.dim():
         return value
     order = stride_order(source)
-    return _with_order(value, order) if order[0] == 0 else value
+    return with_order(value, order) if order[0] == 0 else value
 
 
-def _with_order(value: Tensor, order: tuple[int, ...]) -> Tensor:
-    """An empty tensor like `value`, its dimensions laid out in this order."""
+def with_order(value: Tensor, order: tuple[int, ...]) -> Tensor:
+    """A fake tensor like `value`, its dimensions laid out in this order."""
     inverse = sorted(range(len(order)), key=order.__getitem__)
     with value.fake_mode:  # type: ignore[attr-defined]
         return value.new_empty([value.shape[d] for d in order]).permute(inverse)

@@ -24,8 +24,9 @@ from torch.fx.node import map_arg
 import snnfx.kernels.tiles  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
 from snnfx.passes.analysis.axes import AxisFacts, tile_call
 from snnfx.passes.analysis.placement import Along, Mixed, Partial, Placement, tile_shape
-from snnfx.passes.fxgraph import is_getitem, set_value, tensor_value
+from snnfx.passes.fxgraph import is_getitem, set_value, stride_order, tensor_value
 from snnfx.passes.rewrite.builder import GraphBuilder
+from snnfx.passes.rewrite.layout import LAID_OUT, with_order
 
 aten = torch.ops.aten
 
@@ -201,7 +202,10 @@ class _Tiling:
             map_arg(call.kwargs, source),
         )
         clone.meta = dict(node.meta)
-        set_value(clone, self._build(node).value_of(clone))
+        value, whole = self._build(node).value_of(clone), tensor_value(node)
+        if node.target in LAID_OUT and whole is not None:
+            value = with_order(value, stride_order(whole))
+        set_value(clone, value)
         return clone
 
     def _build(self, like: Node) -> GraphBuilder:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch.fx import Graph, GraphModule, Node
 
+import snnfx.kernels.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers operators
 from snnfx.capture.timeline import recorded, step_timeline
 from snnfx.lowering.outer import Outline, outline
+from snnfx.passes.analysis.value_range import Encoding
 from snnfx.passes.cost.roofline import device_of, graph_seconds
 from snnfx.passes.fxgraph import (
     is_symbol,
     node_value,
     output_args,
     set_value,
+    stride_order,
     tensor_value,
 )
 from snnfx.passes.plan.memory_plan import Timeline
+from snnfx.passes.rewrite.builder import GraphBuilder
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Halves:
         origins: for the name of a node of the backward that computes a value of the forward again,
             the name of that value.
         fused: whether pointwise work will be compiled as regions.
+        encodings: for the name of a value that is computed again, how it can be packed.
     """
 
     forward: GraphModule
@@ -40,6 +46,7 @@ class Halves:
     tangents: int
     origins: Mapping[str, str]
     fused: bool
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)
 
     def driving(self, half: GraphModule) -> list[Node]:
         """The placeholders whose dependents set the pace of a half."""
@@ -99,31 +106,68 @@ def keep_values(halves: Halves, names: tuple[str, ...]) -> None:
         names: values of the forward of which the backward has clones.
     """
     forward = {node.name: node for node in halves.forward.graph.nodes}
+    kept = [forward[name] for name in names]
+    saved = _add_placeholders(halves.backward.graph, kept)
+    _pass_on(halves, kept, dict(zip(names, saved, strict=True)))
+
+
+def keep_packed(halves: Halves, name: str, encoding: Encoding) -> None:
+    """Save one value of the forward packed, so that the backward does not compute it again.
+
+    Args:
+        halves: changed in place.
+        name: a value of the forward of which the backward has clones.
+        encoding: that is proven of it.
+    """
+    value = next(node for node in halves.forward.graph.nodes if node.name == name)
+    fake = tensor_value(value)
+    assert fake is not None
+    order = stride_order(fake)
+    codes = (encoding.bits, "flat", encoding.scale, encoding.lo)
+    build = GraphBuilder(halves.forward.graph, value)
+    with halves.forward.graph.inserting_after(value):
+        dense = build.call(torch.ops.aten.permute.default, value, list(order))
+    with halves.forward.graph.inserting_after(dense):
+        packed = build.call(torch.ops.snnfx.pack_bits.default, dense, *codes)
     graph = halves.backward.graph
-    saved = _add_placeholders(graph, [forward[name] for name in names])
+    (saved,) = _add_placeholders(graph, [packed])
+    build = GraphBuilder(graph, saved)
+    clone = next(n for n in graph.nodes if halves.origins.get(n.name) == name)
+    with graph.inserting_before(clone):
+        shape = [int(fake.shape[d]) for d in order]
+        args = (saved, shape, fake.dtype, *codes)
+        unpacked = build.call(torch.ops.snnfx.unpack_bits.default, *args)
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        restored = build.call(torch.ops.aten.permute.default, unpacked, inverse)
+    _pass_on(halves, [packed], {name: restored})
+
+
+def _pass_on(halves: Halves, kept: Sequence[Node], instead: Mapping[str, Node]) -> None:
+    """Return further values from the forward; the backward reads them instead of clones."""
+    graph = halves.backward.graph
     for node in list(graph.nodes):
-        if node.op == "call_function" and halves.origins.get(node.name) in saved:
-            node.replace_all_uses_with(saved[halves.origins[node.name]])
+        if node.op == "call_function" and halves.origins.get(node.name) in instead:
+            node.replace_all_uses_with(instead[halves.origins[node.name]])
     results = output_args(halves.forward.graph)
     own, passed = results[: halves.outputs], results[halves.outputs :]
-    _set_results(halves.forward.graph, [*own, *(forward[name] for name in names), *passed])
+    _set_results(halves.forward.graph, [*own, *kept, *passed])
     graph.eliminate_dead_code()
     _drop_unread(halves)
     for half in (halves.forward, halves.backward):
         half.graph.lint()
 
 
-def _add_placeholders(graph: Graph, sources: Sequence[Node]) -> dict[str, Node]:
+def _add_placeholders(graph: Graph, sources: Sequence[Node]) -> list[Node]:
     """Further saved tensors of the backward: behind its symbols, in front of its tensors.
 
     There they keep AOTAutograd's order of saved tensors, in which special ones come last.
     """
     first = next(n for n in graph.nodes if not (n.op == "placeholder" and is_symbol(n)))
-    added: dict[str, Node] = {}
+    added: list[Node] = []
     for source in sources:
         with graph.inserting_before(first):
-            added[source.name] = graph.placeholder(source.name)
-        set_value(added[source.name], node_value(source))
+            added.append(graph.placeholder(source.name))
+        set_value(added[-1], node_value(source))
     return added
 
 

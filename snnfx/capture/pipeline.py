@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch.fx import GraphModule, Node
@@ -19,7 +19,7 @@ from snnfx.errors import SnnfxWarning
 from snnfx.lowering.outer import Outline
 from snnfx.passes.analysis.opkinds import OpKind
 from snnfx.passes.analysis.packs import Pack, find_packs
-from snnfx.passes.analysis.value_range import ValueRanges, analyse_value_ranges
+from snnfx.passes.analysis.value_range import Encoding, ValueRanges, analyse_value_ranges
 from snnfx.passes.cost.flops import node_flops
 from snnfx.passes.cost.graph import CostGraph, backward_nodes, build_cost_graph
 from snnfx.passes.cost.roofline import device_of, graph_seconds
@@ -96,6 +96,8 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
     packs = find_packs(kept, ranges) if options.compress else ()
     exact = [pack for pack in packs if not ranges.assumes_finite(pack.source)]
     halves = _halves(joint, roles, checkpoints, packs, exact if fused else None)
+    if options.compress:
+        halves = replace(halves, encodings=_encodings(checkpoints, nodes, ranges))
     planned = plan_levels(halves, options, baseline.plan.baseline_peak_bytes)
     plan = replace(
         baseline.plan,
@@ -149,6 +151,18 @@ def _halves(
     if fused:
         _lay_out(halves)
     return halves
+
+
+def _encodings(
+    checkpoints: Checkpoints, nodes: Mapping[str, Node], ranges: ValueRanges
+) -> dict[str, Encoding]:
+    """How values that are computed again could be packed instead."""
+    found = ((name, ranges.encoding(nodes[name])) for name in checkpoints.recomputed)
+    return {
+        name: encoding
+        for name, encoding in found
+        if encoding is not None and not ranges.assumes_finite(nodes[name])
+    }
 
 
 def _lay_out(halves: Halves) -> None:

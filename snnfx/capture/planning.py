@@ -1,28 +1,62 @@
-"""Level 4 and the budget: which values are given back, measured on the schedule that runs."""
+"""Levels 2 to 4 and the budget: improving the halves of level 1, measured on their schedule.
+
+Each level tries a change on a copy of the halves, predicts the schedule that would run, and keeps
+the change where it does what it is for:
+
+- level 2 *splits* the segment that runs at the peak: one more value of it is kept, packed if its
+  bits are known, where that lowers the peak;
+- level 3 runs the part of the backward at the peak in *tiles*;
+- level 4 *restores* values: it keeps what need not be computed again, within a limit.
+
+What the limit is, and how much time a lower peak may cost, follows from `prefer` and
+`memory_budget`: see `plan_levels`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from torch.fx import Graph, Node
-
-from snnfx.capture.halves import Halves, Schedule, keep_values, schedule_halves
+from snnfx.capture.halves import Halves, Schedule, keep_packed, keep_values, schedule_halves
+from snnfx.capture.restorable import find_restorable
+from snnfx.capture.tiling import Axis, find_batch, parts_at_peak, tile_counts, tile_part
 from snnfx.config import Options
-from snnfx.passes.analysis.liveness import last_readers, storage_roots
-from snnfx.passes.analysis.opkinds import is_elementwise
-from snnfx.passes.cost.roofline import Device, device_of, node_seconds
-from snnfx.passes.fxgraph import is_getitem, is_view, node_bytes, tensor_value
-from snnfx.passes.plan.memory_plan import Decision
+from snnfx.errors import BudgetError
+from snnfx.passes.plan.memory_plan import Decision, DecisionKind
 from snnfx.passes.plan.restore import Restorable, choose_restored
 
-RESTORE_LEVEL = 4
+SPLIT_LEVEL, TILE_LEVEL, RESTORE_LEVEL = 2, 3, 4
 MAX_ROUNDS = 4
+MAX_SPLITS = 3
+MAX_TILINGS = 6
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a lower peak may cost.
+
+    Attributes:
+        gain: the least fraction by which one change must lower the peak.
+        slowdown: the largest fraction by which it may lengthen the predicted step.
+    """
+
+    gain: float
+    slowdown: float
+
+
+TERMS = {"speed": Terms(1.0, 0.0), "balanced": Terms(0.05, 0.02), "memory": Terms(0.01, 1.0)}
+"""By `prefer`. A budget that is not met by the balanced terms is tried with those of memory."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """Halves, how they run, and what was decided on the way."""
+    """Halves, how they run, and what was decided on the way.
+
+    Attributes:
+        halves: the graphs.
+        schedule: how they run.
+        decisions: in order.
+    """
 
     halves: Halves
     schedule: Schedule
@@ -38,20 +72,132 @@ class Planned:
         """The values that were given back."""
         return frozenset(d.target for d in self.decisions if d.kind == "restore")
 
+    def changed(
+        self, kind: DecisionKind, target: str, halves: Halves, schedule: Schedule, reason: str
+    ) -> Planned:
+        """The plan after one more decision."""
+        decision = Decision(
+            kind, target, self.peak_bytes, schedule.timeline.peak_bytes,
+            schedule.seconds - self.schedule.seconds, reason,
+        )  # fmt: skip
+        return Planned(halves, schedule, (*self.decisions, decision))
+
 
 def plan_levels(halves: Halves, options: Options, baseline_bytes: int) -> Planned:
     """Improve the halves of level 1 as far as the options say.
+
+    Without a budget, ``prefer="speed"`` restores all that stays below the baseline's peak and tiles
+    nothing; ``"balanced"`` splits and tiles where that lowers the peak by a twentieth and costs at
+    most a fiftieth of the step, and restores what does not raise the peak; ``"memory"`` splits and
+    tiles whatever lowers the peak, and restores likewise. With a budget, the fastest of these
+    plans that fits is taken, after restoring up to the budget.
 
     Args:
         halves: of level 1.
         options: of the user.
         baseline_bytes: predicted peak of the graph as it was.
+
+    Raises:
+        BudgetError: no plan fits the budget; the text names the smallest peak.
     """
-    planned = Planned(halves, schedule_halves(halves))
-    if options.level < RESTORE_LEVEL:
-        return planned
-    budget = planned.peak_bytes if options.prefer != "speed" else baseline_bytes
-    return restore(planned, budget)
+    first = Planned(halves, schedule_halves(halves))
+    if options.memory_budget is not None:
+        return _within(first, options, options.memory_budget)
+    if options.prefer == "speed":
+        return restore(first, baseline_bytes - 1) if options.level >= RESTORE_LEVEL else first
+    *_, last = _smaller(first, options.level, TERMS[options.prefer])
+    return restore(last, last.peak_bytes) if options.level >= RESTORE_LEVEL else last
+
+
+def _within(first: Planned, options: Options, budget_bytes: int) -> Planned:
+    """The fastest plan that was found within the budget."""
+    fitting: list[Planned] = []
+    smallest = first
+    for planned in _smaller(first, options.level, TERMS["memory"]):
+        smallest = min(smallest, planned, key=lambda p: p.peak_bytes)
+        if planned.peak_bytes <= budget_bytes:
+            restores = options.level >= RESTORE_LEVEL
+            fitting.append(restore(planned, budget_bytes) if restores else planned)
+            if len(fitting) > 1:
+                break
+    if not fitting:
+        raise BudgetError(
+            f"no plan of level {options.level} fits memory_budget={budget_bytes:,} bytes: the "
+            f"smallest peak of activations that was found is {smallest.peak_bytes:,} bytes. "
+            "Raise the budget, the level, or lower the batch size."
+        )
+    return min(fitting, key=lambda p: (p.schedule.seconds, p.peak_bytes))
+
+
+def _smaller(first: Planned, level: int, terms: Terms) -> Iterator[Planned]:
+    """Plans of ever lower peak, the given one first."""
+    planned = first
+    yield planned
+    for _ in range(MAX_SPLITS if level >= SPLIT_LEVEL else 0):
+        split = _split(planned, terms)
+        if split is None:
+            break
+        planned = split
+        yield planned
+    if level < TILE_LEVEL:
+        return
+    axis = find_batch(planned.halves)
+    for _ in range(MAX_TILINGS if axis is not None else 0):
+        assert axis is not None
+        tiled = _tile(planned, axis, terms)
+        if tiled is None:
+            break
+        planned = tiled
+        yield planned
+
+
+def _is_better(before: Planned, after: Schedule, terms: Terms) -> bool:
+    gained = after.timeline.peak_bytes <= (1 - terms.gain) * before.peak_bytes
+    return gained and after.seconds <= (1 + terms.slowdown) * before.schedule.seconds
+
+
+def _split(planned: Planned, terms: Terms) -> Planned | None:
+    """Keep the one more value at the peak that lowers it most."""
+    timeline = planned.schedule.timeline
+    points = (*timeline.forward, *timeline.backward)
+    peak = points.index(timeline.peak_bytes)
+    best: Planned | None = None
+    for candidate in find_restorable(planned.halves, planned.schedule):
+        if not candidate.made <= peak <= candidate.last:
+            continue
+        halves = planned.halves.copy()
+        encoding = halves.encodings.get(candidate.name)
+        if encoding is None:
+            keep_values(halves, (candidate.name,))
+        else:
+            keep_packed(halves, candidate.name, encoding)
+        schedule = schedule_halves(halves)
+        low = best.peak_bytes if best is not None else planned.peak_bytes
+        if _is_better(planned, schedule, terms) and schedule.timeline.peak_bytes < low:
+            kept = "as it is" if encoding is None else f"in {encoding.bits} bits an element"
+            reason = f"kept {kept}, so that the segment at the peak starts from it"
+            best = planned.changed("split", candidate.name, halves, schedule, reason)
+    return best
+
+
+def _tile(planned: Planned, axis: Axis, terms: Terms) -> Planned | None:
+    """Run a part at the peak in as few tiles as lower the peak."""
+    for name, part in parts_at_peak(planned.halves, planned.schedule):
+        best: Planned | None = None
+        for tiles in tile_counts(axis.size):
+            halves = planned.halves.copy()
+            if tile_part(halves, part, axis, tiles).tiles == 1:
+                break
+            schedule = schedule_halves(halves)
+            low = best.peak_bytes if best is not None else planned.peak_bytes
+            if not _is_better(planned, schedule, terms) or schedule.timeline.peak_bytes >= low:
+                break
+            target = planned.halves.origins[name]
+            reason = f"its backward runs in {tiles} tiles along the batch of {axis.size}"
+            best = planned.changed("tile", target, halves, schedule, reason)
+        if best is not None:
+            return best
+    return None
 
 
 def restore(planned: Planned, budget_bytes: int) -> Planned:
@@ -67,10 +213,9 @@ def restore(planned: Planned, budget_bytes: int) -> Planned:
         halves = planned.halves.copy()
         keep_values(halves, choice.names)
         schedule = schedule_halves(halves)
-        peak = schedule.timeline.peak_bytes
-        if peak > budget_bytes:
-            # The points moved closer together than the intervals said: leave that much room.
-            budget -= peak - budget_bytes
+        excess = schedule.timeline.peak_bytes - budget_bytes
+        if excess > 0:
+            budget -= excess  # intervals are not seen with all that a region does in place
             continue
         planned = _restored(planned, halves, schedule, choice.names, candidates)
     return planned
@@ -91,95 +236,8 @@ def _restored(
             before.peak_bytes,
             schedule.timeline.peak_bytes,
             -known[name].seconds,
-            f"keeping its {known[name].bytes:,} bytes does not pass the limit, and saves "
-            f"{1e3 * known[name].seconds:.2f} ms of computing it again",
+            f"there is room for its {known[name].bytes:,} bytes; kept, it is not computed again",
         )
         for name in names
     )
     return Planned(halves, schedule, (*before.decisions, *decisions))
-
-
-def find_restorable(halves: Halves, schedule: Schedule) -> tuple[Restorable, ...]:
-    """The values that the backward computes again by operators of their own."""
-    device = device_of(halves.forward.graph)
-    forward = {node.name: node for node in schedule.forward.nodes}
-    made = _releases(schedule.forward)
-    read = _last_uses(schedule.backward)
-    points = len(schedule.timeline.forward)
-    found: dict[str, Restorable] = {}
-    for node in schedule.backward.nodes:
-        name = halves.origins.get(node.name)
-        if name is None or name not in forward or not _is_worth_keeping(node):
-            continue
-        seconds = _recomputation_seconds(node, device)
-        first, last = made[name], points + read[node]
-        if name in found:
-            before = found[name]
-            found[name] = replace(before, last=max(before.last, last),
-                                  seconds=before.seconds + seconds)  # fmt: skip
-        else:
-            found[name] = Restorable(name, node_bytes(node), first, last, seconds)
-    return tuple(found.values())
-
-
-def _is_worth_keeping(node: Node) -> bool:
-    value = tensor_value(node)
-    if value is None or node.op != "call_function":
-        return False
-    if is_getitem(node):
-        source = node.all_input_nodes[0]
-        return source.op == "call_function" and not is_view(source)
-    return not is_elementwise(node) or _is_product(node)
-
-
-def _is_product(node: Node) -> bool:
-    """Whether a view shows the result of matrix work under the name of what it stands for."""
-    source = node
-    while is_view(source) and source.all_input_nodes and source.op == "call_function":
-        source = source.all_input_nodes[0]
-    return source is not node and source.op == "call_function" and not is_elementwise(source)
-
-
-def _releases(graph: Graph) -> dict[str, int]:
-    """For each node, the schedule point behind which its storage is released."""
-    roots = storage_roots(graph)
-    last = last_readers(graph, roots)
-    position = _positions(graph)
-    released = {
-        root: position[node] + 1 for node, dying in last.items() for root in dying
-        if node in position
-    }  # fmt: skip
-    return {
-        node.name: max((released.get(root, len(position)) for root in roots[node]), default=0)
-        for node in position
-    }
-
-
-def _last_uses(graph: Graph) -> dict[Node, int]:
-    """For each node, the schedule point of its last direct reader."""
-    position = _positions(graph)
-    return {
-        node: max([position[node], *(position[u] for u in node.users if u in position)])
-        for node in position
-    }
-
-
-def _positions(graph: Graph) -> Mapping[Node, int]:
-    steps = (node for node in graph.nodes if node.op not in ("placeholder", "output"))
-    return {node: i for i, node in enumerate(steps)}
-
-
-def _recomputation_seconds(node: Node, device: Device) -> float:
-    """Seconds of the node and of what only it needs."""
-    gone: set[Node] = set()
-    stack, seconds = [node], 0.0
-    while stack:
-        current = stack.pop()
-        if current in gone or current.op not in ("call_function", "call_module"):
-            continue
-        if current is not node and not gone.issuperset(current.users):
-            continue
-        gone.add(current)
-        seconds += node_seconds(current, device)
-        stack.extend(current.all_input_nodes)
-    return seconds
