@@ -9,8 +9,6 @@ import torch
 from torch.fx import Graph, Node
 
 from snnfx.passes.analysis.lifetimes import Lifetime, source_lines, storage_lifetimes
-from snnfx.passes.analysis.liveness import storage_roots
-from snnfx.passes.fxgraph import output_args
 from snnfx.passes.plan.memory_plan import Allocation
 
 _TRACER = str(Path(__file__).parent)
@@ -18,7 +16,11 @@ _TORCH = str(Path(torch.__file__).parent)
 
 
 def step_allocations(
-    forward: Graph, backward: Graph, owned: Mapping[Node, int], aliases: Mapping[Node, Node]
+    forward: Graph,
+    backward: Graph,
+    owned: Mapping[Node, int],
+    aliases: Mapping[Node, Node],
+    holders: Mapping[Node, Node],
 ) -> tuple[Allocation, ...]:
     """The storages of a forward and a backward; steps of the backward follow on the forward's.
 
@@ -27,11 +29,11 @@ def step_allocations(
         backward: as there.
         owned: placeholders of the backward that bring storages of the forward, with their bytes.
         aliases: placeholders of the backward that come in the storage of an earlier one.
+        holders: for each storage that passes to the backward, the placeholder that brings it there.
     """
     offset, total = _count(forward), _count(forward) + _count(backward)
     later = storage_lifetimes(backward, owned, aliases, count_results=False)
     passed = {life.node: life for life in later if life.node.op == "placeholder"}
-    holders = _holders(forward, owned)
     found: list[Allocation] = []
     for life in storage_lifetimes(forward):
         last = life.last
@@ -49,18 +51,6 @@ def step_allocations(
 def _allocation(life: Lifetime, offset: int, last: int) -> Allocation:
     lines = (line for line in source_lines(life.node) if not line.startswith((_TRACER, _TORCH)))
     return Allocation(life.node.name, life.bytes, life.first + offset, last, tuple(lines))
-
-
-def _holders(forward: Graph, owned: Mapping[Node, int]) -> dict[Node, Node]:
-    """For each storage that passes to the backward, the placeholder that brings it there."""
-    roots = storage_roots(forward)
-    results = {arg.name: arg for arg in output_args(forward) if isinstance(arg, Node)}
-    holders: dict[Node, Node] = {}
-    for placeholder in owned:
-        value = results.get(placeholder.name)
-        for root in roots[value] if value is not None else ():
-            holders.setdefault(root, placeholder)
-    return holders
 
 
 def _count(graph: Graph) -> int:

@@ -31,7 +31,7 @@ def step_timeline(
         workspace: what operators allocate inside themselves; None leaves it out.
     """
     first = analyse_liveness(forward, workspace=workspace)
-    owned, aliases = _passed_storages(forward, backward, num_outputs)
+    owned, aliases, _ = _passed_storages(forward, backward, num_outputs)
     rest = max(0, first.end_bytes - sum(owned.values()))
     second = analyse_liveness(backward, owned, aliases, count_results=False, workspace=workspace)
     backward_bytes = tuple(b + rest for b in second.timeline_bytes)
@@ -40,14 +40,19 @@ def step_timeline(
 
 def recorded(timeline: Timeline, forward: Graph, backward: Graph, num_outputs: int) -> Timeline:
     """The timeline with a record of each storage, for those who want to look into it."""
-    owned, aliases = _passed_storages(forward, backward, num_outputs)
-    return replace(timeline, allocations=step_allocations(forward, backward, owned, aliases))
+    owned, aliases, holders = _passed_storages(forward, backward, num_outputs)
+    return replace(
+        timeline, allocations=step_allocations(forward, backward, owned, aliases, holders)
+    )
 
 
 def _passed_storages(
     forward: Graph, backward: Graph, num_outputs: int
-) -> tuple[dict[Node, int], dict[Node, Node]]:
-    """The storages that pass from forward to backward, each once, and who else comes in them.
+) -> tuple[dict[Node, int], dict[Node, Node], dict[Node, Node]]:
+    """The storages that pass from forward to backward: their bytes, and who comes in them.
+
+    Bytes are by the placeholder of the backward that brings a storage; then who else comes in the
+    storage of an earlier placeholder, and who brings a storage of the forward.
 
     A saved view keeps the whole storage that it lies in; one of the caller's keeps nothing more.
     Saved tensors come in one order on both sides, before the tangents. Their names may differ.
@@ -65,7 +70,7 @@ def _passed_storages(
             elif root.op != "placeholder":
                 first_in[root] = placeholder
                 owned[placeholder] = owned.get(placeholder, 0) + node_bytes(root)
-    return owned, aliases
+    return owned, aliases, first_in
 
 
 def _is_tensor(value: object) -> bool:

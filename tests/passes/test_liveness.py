@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import snnfx
 from snnfx.capture.offline import Capture, capture
-from snnfx.capture.timeline import step_timeline
+from snnfx.capture.timeline import recorded, step_timeline
 from snnfx.passes.analysis.liveness import Phase, analyse_liveness, storage_roots
 from snnfx.passes.fxgraph import output_args
 from snnfx.passes.plan.memory_plan import MemoryPlan
@@ -205,6 +205,11 @@ def test_saved_tensors_are_matched_by_place_whatever_their_names() -> None:
     at = dict(zip(timeline.backward_names, timeline.backward, strict=True))
     assert at["neg"] == 4 + 3 * 96
     assert at["mul_1"] == 4 + 96
+    found = recorded(timeline, forward, backward, 1).allocations
+    lives = {one.name: (one.first, one.last) for one in found}
+    steps = [*timeline.forward_names, *timeline.backward_names]
+    assert lives["exp"] == (steps.index("exp"), steps.index("neg"))
+    assert lives["abs_1"] == (steps.index("abs_1"), steps.index("mul_1"))
 
 
 def halves(captured: Capture, **options: Any) -> tuple[GraphModule, GraphModule, int]:
