@@ -168,6 +168,29 @@ class Session:
         memory = measure_memory(self.step, self.workload.model, self.workload.inputs)
         return {**vars(memory), "peak_less_all": memory.peak_less_all}
 
+    def prediction(self) -> dict[str, Any]:
+        """The plan's predicted peaks of activation memory and the measured one, in bytes.
+
+        Needs a method of snnmem. `point` is the place of the predicted peak in the schedule.
+        """
+        from snnfx import last_plan
+
+        for _ in range(2):  # the first step compiles, the second fills caches
+            self.step()
+        plan = last_plan()
+        assert plan is not None, f"{self.task.method} makes no plan"
+        timeline = plan.predicted
+        names = (*(f"forward {n}" for n in timeline.forward_names),
+                 *(f"backward {n}" for n in timeline.backward_names))  # fmt: skip
+        points = (*timeline.forward, *timeline.backward)
+        return {
+            "predicted_bytes": plan.predicted_peak_bytes,
+            "measured_bytes": self.memory()["activation_bytes"],
+            "baseline_bytes": plan.baseline_peak_bytes,
+            "point": names[points.index(max(points))] if points else "",
+            "applied": plan.applied,
+        }
+
     def error(self, dtype_name: str) -> float:
         """The largest relative error of a gradient against the plain network's, in one dtype."""
         dtype: torch.dtype = getattr(torch, dtype_name)

@@ -133,6 +133,8 @@ class SpikingVGG(nn.Module):
 class SEWBlock(nn.Module):
     """Two spiking layers and a shortcut; what goes on is the sum of their spikes (ADD)."""
 
+    EXPANSION = 1
+
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
         self.first = conv_layer(channels_in, channels, integrate_and_fire(), stride=stride)
@@ -148,8 +150,30 @@ class SEWBlock(nn.Module):
         return self.second(self.first(x)) + self.shortcut(x)
 
 
+class SEWBottleneck(nn.Module):
+    """Three spiking layers, 1x1, 3x3 and 1x1, the last one `EXPANSION` times as wide, and ADD."""
+
+    EXPANSION = 4
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        wide = channels * self.EXPANSION
+        self.narrow = conv_layer(channels_in, channels, integrate_and_fire(), kernel=1)
+        self.middle = conv_layer(channels, channels, integrate_and_fire(), stride=stride)
+        self.widen = conv_layer(channels, wide, integrate_and_fire(), kernel=1)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != wide:
+            self.shortcut = conv_layer(
+                channels_in, wide, integrate_and_fire(), kernel=1, stride=stride
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, N, C, H, W]` sums of spikes to `[T, N, C', H', W']`."""
+        return self.widen(self.middle(self.narrow(x))) + self.shortcut(x)
+
+
 class SEWResNet(nn.Module):
-    """SEW-ResNet with basic blocks; the image `[N, 3, H, W]` is the input of every time step.
+    """SEW-ResNet; the image `[N, 3, H, W]` is the input of every time step.
 
     Args:
         blocks: number of blocks of the four stages; (2, 2, 2, 2) is SEW-ResNet-18.
@@ -157,10 +181,17 @@ class SEWResNet(nn.Module):
         steps: T.
         classes: size of the output.
         stem: "imagenet" (7x7 convolution at stride 2 and 3x3 max-pooling) or "cifar" (3x3).
+        block: basic or bottleneck blocks.
     """
 
     def __init__(
-        self, blocks: tuple[int, ...], width: float, steps: int, classes: int, stem: str
+        self,
+        blocks: tuple[int, ...],
+        width: float,
+        steps: int,
+        classes: int,
+        stem: str,
+        block: type[SEWBlock | SEWBottleneck] = SEWBlock,
     ) -> None:
         super().__init__()
         self.steps = steps
@@ -175,8 +206,8 @@ class SEWResNet(nn.Module):
         for stage, count in enumerate(blocks):
             for index in range(count):
                 wider = scaled(64 * 2**stage, width)
-                stages.append(SEWBlock(channels, wider, 2 if stage and not index else 1))
-                channels = wider
+                stages.append(block(channels, wider, 2 if stage and not index else 1))
+                channels = wider * block.EXPANSION
         self.stages = nn.Sequential(*stages)
         self.readout = nn.Linear(channels, classes)
 
@@ -264,13 +295,15 @@ class Spikformer(nn.Module):
         return self.readout(self.blocks(tokens).mean(-1)).mean(0)
 
 
-def sew_resnet(blocks: tuple[int, ...]) -> Callable[..., nn.Module]:
+def sew_resnet(
+    blocks: tuple[int, ...], block: type[SEWBlock | SEWBottleneck] = SEWBlock
+) -> Callable[..., nn.Module]:
     """A builder of SEW-ResNet with that many blocks in each stage."""
 
     def builder(
         width: float, steps: int, size: int, classes: int, stem: str = "imagenet"
     ) -> nn.Module:
-        return SEWResNet(blocks, width, steps, classes, stem)
+        return SEWResNet(blocks, width, steps, classes, stem, block)
 
     return builder
 
@@ -315,6 +348,8 @@ REGISTRY: dict[str, Defaults] = {
     "vgg8_spikingjelly": Defaults(vgg8_spikingjelly, 10, 48, 2, True),
     "sew_resnet18": Defaults(sew_resnet((2, 2, 2, 2)), 4, 64, 3, False),
     "sew_resnet34": Defaults(sew_resnet((3, 4, 6, 3)), 4, 64, 3, False),
+    "sew_resnet50": Defaults(sew_resnet((3, 4, 6, 3), SEWBottleneck), 4, 64, 3, False),
+    "sew_resnet101": Defaults(sew_resnet((3, 4, 23, 3), SEWBottleneck), 4, 64, 3, False),
     "spikformer": Defaults(spikformer, 4, 32, 3, False),
 }
 

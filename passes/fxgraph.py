@@ -190,7 +190,7 @@ def schema_of(node: Node) -> Any:
 
 
 def is_view(node: Node) -> bool:
-    """Whether the result shares the storage of an input (by the operator's schema)."""
+    """Whether the result shares the storage of an input, written or not (by the schema)."""
     if is_getitem(node):
         return is_view(node.all_input_nodes[0])
     if node.target is aten._unsafe_view.default:
@@ -199,7 +199,20 @@ def is_view(node: Node) -> bool:
     if schema is None:
         return False
     returns = [r.alias_info for r in schema.returns]
-    return any(info is not None and not info.is_write for info in returns)
+    return any(info is not None for info in returns)
+
+
+def viewed_inputs(node: Node) -> list[Node]:
+    """The inputs whose storage the result of a view, or of an operator in place, may share."""
+    if is_getitem(node):
+        return viewed_inputs(producer(node))
+    schema = schema_of(node)
+    if schema is None or node.target is aten._unsafe_view.default:
+        return list(node.all_input_nodes)
+    shared = {a.name for a in schema.arguments if a.alias_info is not None}
+    named = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
+    found = (named[name] for name in shared if name in named)
+    return [source for source in found if isinstance(source, Node)]
 
 
 def call_nodes(graph: Graph) -> Iterator[Node]:

@@ -8,6 +8,8 @@
 - `InputMutationAOTOutput`: the tracer's description of an output that is copied into an input after
   the forward; the metadata that lists them is set only after partitioning.
 - `FakeTensorMode` and friends: shapes without memory.
+- `_select_conv_backend` and `_conv_determine_backend_memory_format`: which of its convolutions
+  PyTorch takes for a shape depends on threads, types and build; these two are what it asks itself.
 - `TorchDynamoException`: what Dynamo raises where it cannot follow a model; its other names are
   subclasses of this one.
 - `pytree`: arguments of a model as the tracer takes them apart.
@@ -20,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import TorchDynamoException
 from torch._functorch import partitioners
@@ -41,6 +44,7 @@ __all__ = [
     "aot_autograd",
     "boxed",
     "compile_with_inductor",
+    "convolution_backend",
     "default_partition",
     "detect_fake_mode",
     "extract_forward_backward",
@@ -58,6 +62,23 @@ def mutated_inputs(
     overwritten = {d.mutated_input for d in descriptions if isinstance(d, InputMutationAOTOutput)}
     placeholders = joint.graph.find_nodes(op="placeholder")[:num_primals]
     return tuple(i for i, node in enumerate(placeholders) if node.meta["desc"] in overwritten)
+
+
+def convolution_backend(
+    x: Tensor, weight: Tensor, bias_sizes: Sequence[int] | None, arguments: Sequence[Any]
+) -> tuple[str, bool]:
+    """The implementation that PyTorch takes for a convolution, and whether in channels-last.
+
+    Args:
+        x: fake or real, sizes all numbers; so is `weight`.
+        weight: ``[K, C / groups, *kernel]``.
+        bias_sizes: of the bias; None if there is none.
+        arguments: stride, padding, dilation, transposed, output padding, groups.
+    """
+    bias = None if bias_sizes is None else weight.new_empty(tuple(bias_sizes))
+    backend = torch._C._select_conv_backend(x, weight, bias, *arguments)
+    layout = torch._C._conv_determine_backend_memory_format(x, weight, backend)
+    return backend.name, layout in (torch.channels_last, torch.channels_last_3d)
 
 
 def extract_forward_backward(

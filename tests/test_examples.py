@@ -12,6 +12,7 @@ import torch
 from rich.progress import Progress
 
 import bench_memory
+import bench_prediction
 import train_digits
 from bench_methods import METHODS, Session, Task, Worker, unavailable
 
@@ -51,6 +52,31 @@ def test_the_benchmark_prints_a_table_and_writes_its_figures(tmp_path: Path) -> 
     eager, checkpoint = json.loads(file.read_text())["results"]
     assert len(eager["step_ms"]) == len(checkpoint["step_ms"]) == 3
     assert checkpoint["memory"]["activation_bytes"] < eager["memory"]["activation_bytes"]
+
+
+def test_predictions_are_measured_case_by_case_and_checked(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    command = [sys.executable, "examples/bench_prediction.py", "--models", "vgg8", "--levels", "1"]
+    command += ["--lowerings", "eager", "--width", "0.125", "--size", "16", "--time-steps", "4"]
+    command += ["--threads", "1", "--check", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "level 1, eager" in done.stdout
+    planned, plain = json.loads(file.read_text())["results"]
+    assert abs(planned["error"]) < 0.05
+    assert planned["point"].startswith(("forward ", "backward "))
+    assert plain["case"] == "plain PyTorch"
+    assert planned["measured_bytes"] < plain["measured_bytes"]
+
+
+def test_rows_beyond_the_tolerance_and_without_figures_fail_the_check() -> None:
+    row = bench_prediction.Row("vgg8", "level 1, eager", 94, 100)
+    free = bench_prediction.Row("vgg8", "level 0, inductor", 50, 100, is_held=False)
+    failed = bench_prediction.Row("vgg8", "level 2, eager", note="eager failed at 'prediction'")
+    rows = [row, free, failed]
+    assert bench_prediction.off(rows, 5.0) == [row, failed]
+    assert bench_prediction.off(rows, 7.0) == [failed]
+    assert bench_prediction.table_of(rows, "peaks").row_count == 3
 
 
 def test_a_method_that_fails_is_a_row_with_its_reason() -> None:

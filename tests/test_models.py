@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from examples.models import build
-from tests.models import NETS, SPIKING, Workload, assert_fires, vgg_spikingjelly_small
+from examples.models import SEWBottleneck, build, sew_resnet
+from tests.models import NETS, SPIKING, Workload, assert_fires, firing_rates, vgg_spikingjelly_small
 
 
 def gradients(workload: Workload) -> list[Tensor]:
@@ -31,6 +31,21 @@ def test_a_step_can_be_repeated_and_every_parameter_learns(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     names = [name for name, _ in workload.model.named_parameters()]
     assert not [n for n, grad in zip(names, first, strict=True) if not grad.abs().sum() > 0]
+
+
+@pytest.mark.parametrize(("name", "neurons"), [("sew_resnet50", 53), ("sew_resnet101", 104)])
+def test_bottleneck_resnets_fire_everywhere_and_learn(name: str, neurons: int) -> None:
+    workload = build(name, width=1 / 16, batch=2, size=32)
+    assert_fires(workload.model, *workload.inputs)
+    assert len(firing_rates(workload.model, *workload.inputs)) == neurons
+    assert all(gradient.abs().sum() > 0 for gradient in gradients(workload))
+
+
+def test_bottleneck_resnets_have_the_published_number_of_weights() -> None:
+    # ResNet-50 for 1000 classes has 25,557,032 (He et al. 2016), in the same layers.
+    with torch.device("meta"):
+        model = sew_resnet((3, 4, 6, 3), SEWBottleneck)(1.0, 4, 64, 1000)
+    assert sum(p.numel() for p in model.parameters()) == 25_557_032
 
 
 def test_the_vgg_computes_the_same_in_spikingjelly_layers() -> None:

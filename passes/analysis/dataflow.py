@@ -33,16 +33,16 @@ _IN_PLACE_OPERATORS = frozenset(
 
 
 def solve_forward(
-    graph: Graph, transfer: Callable[[Node, Mapping[Node, Value]], Value]
+    graph: Graph | Iterable[Node], transfer: Callable[[Node, Mapping[Node, Value]], Value]
 ) -> dict[Node, Value]:
     """The facts of all nodes.
 
     Args:
-        graph: an acyclic graph; each node comes after its inputs.
+        graph: an acyclic graph, or some of its nodes; each node comes after its inputs.
         transfer: the fact of a node, given those of every node before it.
     """
     facts: dict[Node, Value] = {}
-    for node in graph.nodes:
+    for node in graph.nodes if isinstance(graph, Graph) else graph:
         facts[node] = transfer(node, facts)
     return facts
 

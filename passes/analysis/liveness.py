@@ -2,13 +2,14 @@
 
 A storage is allocated by the node whose operator creates it and released after the last use of the
 tensor and of all its views (as boxed generated code does). Views are told by operator schemas, so
-each storage counts once. What is not seen: workspace inside operators, and the allocator's
-rounding.
+each storage counts once. What operators allocate and release inside themselves is told by a
+function that the caller gives (see `snnfx.passes.cost.workspace`). What is not seen: the
+allocator's rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,7 +23,25 @@ from snnfx.passes.fxgraph import (
     node_value,
     output_args,
     tensor_bytes,
+    viewed_inputs,
 )
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A moment inside an operator at which its memory may be at its largest.
+
+    Attributes:
+        temporary_bytes: what the operator holds for itself then.
+        results: the positions of the results that exist then; 0 for an operator with one result.
+    """
+
+    temporary_bytes: int
+    results: tuple[int, ...] = ()
+
+
+Workspace = Callable[[Node], tuple[Phase, ...]]
+"""The phases of a node's operator; none where it allocates nothing but its results."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +50,7 @@ class Liveness:
 
     Attributes:
         names: the nodes in the order in which they run.
-        timeline_bytes: bytes alive while each node runs, what it allocates included.
+        timeline_bytes: bytes alive while each node runs, at most; what it allocates included.
         end_bytes: bytes alive after the last node: results, and inputs that nobody releases.
     """
 
@@ -74,7 +93,7 @@ def storage_roots(
         elif is_getitem(node) and not is_view(node):
             roots[node] = (node,)
         elif is_view(node):
-            found = (root for source in node.all_input_nodes for root in roots.get(source, ()))
+            found = (root for source in viewed_inputs(node) for root in roots.get(source, ()))
             roots[node] = tuple(dict.fromkeys(found))
         else:
             roots[node] = (node,)
@@ -86,6 +105,7 @@ def analyse_liveness(
     owned: Mapping[Node, int] | None = None,
     aliases: Mapping[Node, Node] | None = None,
     count_results: bool = True,
+    workspace: Workspace | None = None,
 ) -> Liveness:
     """Walk the graph in its order and count what is alive.
 
@@ -96,6 +116,7 @@ def analyse_liveness(
         aliases: placeholders that come in the storage of an earlier placeholder.
         count_results: False leaves the graph's results out, as when they are gradients of
             parameters, which are there with any plan.
+        workspace: what operators allocate inside themselves; None leaves it out.
     """
     owned = dict(owned or {})
     roots = storage_roots(graph, aliases)
@@ -110,9 +131,15 @@ def analyse_liveness(
     for node in graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
-        alive += sizes[node] if node in roots[node] else 0
+        own = sizes[node] if node in roots[node] else 0
+        alive += own
         names.append(node.name)
-        timeline.append(alive + unpicked[node])
+        results = own + _result_bytes(node, sizes)
+        others = alive + unpicked[node] - results
+        inside = (
+            [_phase_bytes(phase, node, sizes) for phase in workspace(node)] if workspace else []
+        )
+        timeline.append(others + max([results, *inside]))
         alive -= sum(sizes[root] for root in last.get(node, ()))
     return Liveness(tuple(names), tuple(timeline), alive)
 
@@ -121,6 +148,16 @@ def _own_bytes(node: Node) -> int:
     """Bytes that the node keeps; several results are kept by their getitems."""
     value = node_value(node)
     return tensor_bytes(value) if isinstance(value, Tensor) else 0
+
+
+def _phase_bytes(phase: Phase, node: Node, sizes: Mapping[Node, int]) -> int:
+    """Bytes of the temporaries and of those results of the phase that count."""
+    value = node_value(node)
+    if isinstance(value, Tensor):
+        return phase.temporary_bytes + (sizes[node] if phase.results else 0)
+    left_out = [user.args[1] for user in _uncounted_picks(node, sizes)]
+    counted = (value[i] for i in phase.results if i not in left_out)
+    return phase.temporary_bytes + sum(tensor_bytes(v) for v in counted if isinstance(v, Tensor))
 
 
 def _unpicked_bytes(graph: Graph, sizes: Mapping[Node, int]) -> dict[Node, int]:
@@ -145,15 +182,16 @@ def _unpicked_bytes(graph: Graph, sizes: Mapping[Node, int]) -> dict[Node, int]:
 
 
 def _result_bytes(node: Node, sizes: Mapping[Node, int]) -> int:
-    """Bytes of several results, all of which exist while their operator runs.
-
-    Not those that do not count, or that are written into an argument.
-    """
-    if isinstance(node_value(node), Tensor) or is_view(node):
+    """Bytes of several results that count, all of which exist when their operator has run."""
+    if isinstance(node_value(node), Tensor) or is_view(node) or is_getitem(node):
         return 0
+    return node_bytes(node) - sum(node_bytes(user) for user in _uncounted_picks(node, sizes))
+
+
+def _uncounted_picks(node: Node, sizes: Mapping[Node, int]) -> list[Node]:
+    """The picked results that do not count, or that are written into an argument."""
     picked = [user for user in node.users if is_getitem(user)]
-    free = (user for user in picked if donor_of(user) is not None or sizes[user] == 0)
-    return node_bytes(node) - sum(node_bytes(user) for user in free)
+    return [user for user in picked if donor_of(user) is not None or sizes[user] == 0]
 
 
 def _result_roots(graph: Graph, roots: Mapping[Node, tuple[Node, ...]]) -> set[Node]:
@@ -165,13 +203,17 @@ def last_readers(graph: Graph, roots: Mapping[Node, tuple[Node, ...]]) -> dict[N
     """For each node, the storages (by their roots) that are released after it runs."""
     kept = _result_roots(graph, roots)
     last: dict[Node, Node] = {}
+    picks: dict[Node, list[Node]] = {}
     for node in graph.nodes:
         if node.op == "output":
             continue
-        for root in roots[node]:
-            last[root] = node
-        for source in node.all_input_nodes:
-            for root in roots[source]:
+        read = [node, *node.all_input_nodes]
+        if is_getitem(node):
+            # The tuple keeps all of its results until the last of them is picked.
+            read += picks.setdefault(node.all_input_nodes[0], [])
+            picks[node.all_input_nodes[0]].append(node)
+        for value in read:
+            for root in roots[value]:
                 last[root] = node
     uses: dict[Node, list[Node]] = {}
     for root, node in last.items():

@@ -29,11 +29,16 @@ class GraphBuilder:
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
         """Add a call of `target`; nodes among the arguments stand for their values."""
         node = self.graph.call_function(target, args, kwargs)
-        values = map_arg(args, node_value)
-        named = map_arg(kwargs, node_value)
-        with self._mode if self._mode is not None else nullcontext():
-            set_value(node, target(*values, **named))
+        set_value(node, self.value_of(node))
         return node
+
+    def value_of(self, node: Node) -> Any:
+        """What the node computes, from the fake values of its arguments."""
+        target: Any = node.target
+        values = map_arg(node.args, node_value)
+        named = map_arg(node.kwargs, node_value)
+        with self._mode if self._mode is not None else nullcontext():
+            return target(*values, **named)
 
     def items(self, node: Node, count: int) -> tuple[Node, ...]:
         """The first `count` results of a node that has several."""

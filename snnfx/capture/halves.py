@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch.fx import Graph, GraphModule, Node
 
-from snnfx.capture.timeline import step_timeline
+from snnfx.capture.timeline import recorded, step_timeline
 from snnfx.lowering.outer import Outline, outline
 from snnfx.passes.cost.roofline import device_of, graph_seconds
 from snnfx.passes.fxgraph import (
@@ -70,6 +70,10 @@ class Schedule:
     outlines: tuple[Outline, Outline] | None
     timeline: Timeline
     seconds: float
+
+    def recorded(self, outputs: int) -> Timeline:
+        """The timeline with a record of each storage."""
+        return recorded(self.timeline, self.forward, self.backward, outputs)
 
 
 def schedule_halves(halves: Halves) -> Schedule:

@@ -13,7 +13,7 @@ from snnfx._torch_compat import extract_forward_backward
 from snnfx.capture.describe import describe_saved, describe_segments
 from snnfx.capture.halves import Halves
 from snnfx.capture.planning import plan_levels
-from snnfx.capture.timeline import step_timeline
+from snnfx.capture.timeline import recorded, step_timeline
 from snnfx.config import Options
 from snnfx.errors import SnnfxWarning
 from snnfx.lowering.outer import Outline
@@ -102,7 +102,7 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
         applied=True,
         segments=describe_segments(cost, checkpoints),
         saved=describe_saved(cost, checkpoints, packs, planned.restored),
-        predicted=planned.schedule.timeline,
+        predicted=planned.schedule.recorded(halves.outputs),
         predicted_seconds=planned.schedule.seconds,
         extra_flops=_flops(planned.halves.forward, planned.halves.backward)
         - baseline.plan.baseline_flops,
@@ -167,7 +167,9 @@ def _lay_out(halves: Halves) -> None:
 def _baseline(joint: GraphModule, roles: JointRoles, options: Options) -> Partition:
     """The graph as it is, with all that eager autograd would save."""
     forward, backward = _split(joint, roles, _saved_by_default(joint, roles))
-    timeline = step_timeline(forward.graph, backward.graph, len(roles.forward_outputs))
+    outputs = len(roles.forward_outputs)
+    timeline = step_timeline(forward.graph, backward.graph, outputs)
+    timeline = recorded(timeline, forward.graph, backward.graph, outputs)
     device = device_of(joint.graph)
     seconds = graph_seconds(forward.graph, device) + graph_seconds(backward.graph, device)
     plan = MemoryPlan(

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch.fx import Graph, Node
 
 from snnfx.capture.allocations import step_allocations
-from snnfx.passes.analysis.liveness import analyse_liveness, storage_roots
-from snnfx.passes.fxgraph import node_bytes, output_args
+from snnfx.passes.analysis.liveness import Workspace, analyse_liveness, storage_roots
+from snnfx.passes.cost.workspace import workspace_phases
+from snnfx.passes.fxgraph import node_bytes, output_args, tensor_value
 from snnfx.passes.plan.memory_plan import Timeline
 
 
-def step_timeline(forward: Graph, backward: Graph, num_outputs: int) -> Timeline:
+def step_timeline(
+    forward: Graph,
+    backward: Graph,
+    num_outputs: int,
+    workspace: Workspace | None = workspace_phases,
+) -> Timeline:
     """Predicted activation bytes over a forward and a backward, run in their own order.
 
     What belongs to the caller does not count: parameters, inputs, and the gradients that the
@@ -18,16 +26,22 @@ def step_timeline(forward: Graph, backward: Graph, num_outputs: int) -> Timeline
 
     Args:
         forward: its results after the first `num_outputs` are saved for the backward.
-        backward: its placeholders are named as the forward's saved results.
+        backward: its placeholders are the forward's saved results, then the tangents.
         num_outputs: how many results of the forward go to the caller.
+        workspace: what operators allocate inside themselves; None leaves it out.
     """
-    first = analyse_liveness(forward)
+    first = analyse_liveness(forward, workspace=workspace)
     owned, aliases = _passed_storages(forward, backward, num_outputs)
     rest = max(0, first.end_bytes - sum(owned.values()))
-    second = analyse_liveness(backward, owned, aliases, count_results=False)
+    second = analyse_liveness(backward, owned, aliases, count_results=False, workspace=workspace)
     backward_bytes = tuple(b + rest for b in second.timeline_bytes)
-    allocations = step_allocations(forward, backward, owned, aliases)
-    return Timeline(first.timeline_bytes, backward_bytes, first.names, second.names, allocations)
+    return Timeline(first.timeline_bytes, backward_bytes, first.names, second.names)
+
+
+def recorded(timeline: Timeline, forward: Graph, backward: Graph, num_outputs: int) -> Timeline:
+    """The timeline with a record of each storage, for those who want to look into it."""
+    owned, aliases = _passed_storages(forward, backward, num_outputs)
+    return replace(timeline, allocations=step_allocations(forward, backward, owned, aliases))
 
 
 def _passed_storages(
@@ -36,18 +50,23 @@ def _passed_storages(
     """The storages that pass from forward to backward, each once, and who else comes in them.
 
     A saved view keeps the whole storage that it lies in; one of the caller's keeps nothing more.
+    Saved tensors come in one order on both sides, before the tangents. Their names may differ.
     """
     roots = storage_roots(forward)
-    saved = {n.name: n for n in output_args(forward)[num_outputs:] if isinstance(n, Node)}
+    saved = [n for n in output_args(forward)[num_outputs:] if _is_tensor(n)]
+    placeholders = [n for n in backward.find_nodes(op="placeholder") if _is_tensor(n)]
     owned: dict[Node, int] = {}
     aliases: dict[Node, Node] = {}
     first_in: dict[Node, Node] = {}
-    for placeholder in backward.find_nodes(op="placeholder"):
-        value = saved.get(placeholder.name)
-        for root in roots[value] if value is not None else ():
+    for value, placeholder in zip(saved, placeholders, strict=False):
+        for root in roots[value]:
             if root in first_in:
                 aliases[placeholder] = first_in[root]
             elif root.op != "placeholder":
                 first_in[root] = placeholder
                 owned[placeholder] = owned.get(placeholder, 0) + node_bytes(root)
     return owned, aliases
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Node) and tensor_value(value) is not None
