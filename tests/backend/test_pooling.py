@@ -110,7 +110,7 @@ def test_no_indices_and_no_full_float_tensors_stand_around_a_pooling(name: str) 
     forward, backward = (list(tensors(graph)) for graph in graphs)
     assert all(v.dtype != torch.int64 or v.dim() == 0 for v in (*forward, *backward))
     full = torch.Size([nets.T * nets.N, nets.CHANNELS, 16, 16])
-    # In the forward what the convolution gives, in the backward that again and its gradient: neither
+    # In the forward what the convolution gives, in the backward that and its gradient: neither
     # spikes nor the gradient of what was pooled.
     counts = [sum(v.shape == full and v.is_floating_point() for v in half)
               for half in (forward, backward)]  # fmt: skip
