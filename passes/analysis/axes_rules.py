@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-import snnfx.kernels.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
+import snnfx.kernels.ops  # pyright: ignore[reportUnusedImport]  # registers
+import snnfx.kernels.pool  # noqa: F401  # pyright: ignore[reportUnusedImport]  # likewise
 from snnfx.passes.analysis.placement import Flat, Label, Labelled, Port, Relation, Shape
 from snnfx.passes.fxgraph import node_value, schema_of, tensor_value
 from snnfx.passes.optable import OpTable

@@ -32,6 +32,7 @@ from snnfx.passes.rewrite.region_program import (
     Translator,
     Untranslatable,
     base_reference,
+    form_of,
     size_key,
 )
 from snnfx.passes.rewrite.region_rules_pooling import POOL_PACKED, WINDOWED
@@ -251,7 +252,21 @@ def _base_of(nodes: list[Node]) -> tuple[Size, ...] | None:
                 counter[key] += weight
     if largest < MIN_ELEMENTS or operators < MIN_OPERATORS:
         return None
-    return sizes[(sliced or shapes).most_common(1)[0][0]]
+    return _fitting(
+        nodes, [sizes[key] for key, _ in (*sliced.most_common(), *shapes.most_common())]
+    )
+
+
+def _fitting(nodes: list[Node], spaces: list[tuple[Size, ...]]) -> tuple[Size, ...]:
+    """The first of these spaces that all pooling of the nodes has a form over, else the first.
+
+    What only views images in another way, as tokens, can leave the region at no cost.
+    """
+    pooled = [
+        value for n in nodes if n.target in WINDOWED and (value := tensor_value(n)) is not None
+    ]
+    fitting = (s for s in spaces if all(form_of(v.shape, s) is not None for v in pooled))
+    return next(fitting, spaces[0])
 
 
 def _slice_shape(node: Node, value: torch.Tensor) -> tuple[Size, ...] | None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from snnfx.errors import KernelError
+from snnfx.kernels.region_ir import Buffer, Load, Position, Program, Store, Window
 from snnfx.kernels.region_triton import emit_triton
 
 from tests.kernels.region_cases import Builder, lif_backward
@@ -36,6 +37,16 @@ def test_kernels_compile_ahead_of_time(capability: str, tmp_path: Path) -> None:
 def test_sums_are_refused() -> None:
     with pytest.raises(KernelError, match="Triton kernels of regions have no sums"):
         emit_triton(lif_backward(2))
+
+
+@pytest.mark.parametrize("read", [Load(0, 0, (Window(0, 2),)), Position(0)], ids=str)
+def test_windows_are_refused(read: Load | Position) -> None:
+    is_load = isinstance(read, Load)
+    source = Buffer(torch.float32, (0,) if is_load else ())
+    result = Buffer(torch.float32 if is_load else torch.int32)
+    program = Program((source,), (result,), 1, (read, Store(0, 0, 0)))
+    with pytest.raises(KernelError, match="Triton kernels of regions have no windows"):
+        emit_triton(program)
 
 
 @pytest.mark.parametrize("name", ["tanh", "log1p"])

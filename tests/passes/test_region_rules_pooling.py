@@ -209,3 +209,21 @@ def test_an_image_of_one_row_pools() -> None:
     module = net.finish(net.call(aten.neg.default, pooled))
     assert_bits(module, net.inputs)
     assert math.prod(pooled.meta["val"].shape) == 64 * C
+
+
+def test_pooling_whose_result_is_viewed_as_tokens_is_in_a_region() -> None:
+    """What works on tokens needs another index space than what pools."""
+    net, shape = HandMade(), [T, N, C, 8, 8]
+    source = net.input(snn.pack_bits(spikes(*shape), 1, "time"))
+    pooled = net.call(snn.pool_packed.default, source, shape, torch.float32, 1, 1.0, 0, "maximum",
+                      *PAIRS[0])  # fmt: skip
+    tokens = net.call(aten.view.default, pooled, [T, N, C, 16])
+    total = net.input(torch.randn(N, C, 16))
+    for t in range(T):
+        total = net.call(aten.add.Tensor, total, net.call(aten.select.int, tokens, 0, t))
+    module = net.finish(total)
+    with evaluated_by_torch():
+        assert_bits(module, net.inputs)
+    assert {tuple(region.program.base) for region in regions_of(module)} == {
+        (N, C, 4, 4), (N, C, 16)
+    }  # fmt: skip
