@@ -5,6 +5,8 @@
 - `_extract_fwd_bwd_modules`: the calling convention between the two halves (order of saved tensors,
   symbols, opaque objects) is AOTAutograd's own and changes; this function is its definition.
 - `_BoxedCodeGen`: code that takes its arguments as a list and releases them as it goes.
+- `_LazyGraphModule`: a graph module whose code is generated when it is first called; planning makes
+  many that never are.
 - `InputMutationAOTOutput`: the tracer's description of an output that is copied into an input after
   the forward; the metadata that lists them is set only after partitioning.
 - `FakeTensorMode` and friends: shapes without memory.
@@ -33,7 +35,8 @@ from torch._functorch.partitioners import (
 )
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.graph import _BoxedCodeGen
 from torch.utils import _pytree as pytree
 
@@ -48,6 +51,7 @@ __all__ = [
     "default_partition",
     "detect_fake_mode",
     "extract_forward_backward",
+    "lazy_module",
     "min_cut_rematerialization_partition",
     "mutated_inputs",
     "pytree",
@@ -98,6 +102,11 @@ def extract_forward_backward(
         num_fwd_outputs=num_forward_outputs,
         **{name: value for name, value in added.items() if name in known},
     )
+
+
+def lazy_module(root: GraphModule, graph: Graph) -> GraphModule:
+    """A module of `graph` that takes its constants from `root`; its code is generated on call."""
+    return _LazyGraphModule(root, graph)
 
 
 def boxed(module: GraphModule) -> Callable[[list[Any]], Any]:

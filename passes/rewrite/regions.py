@@ -15,7 +15,7 @@ and the grouping is made again without them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,36 +64,44 @@ class RegionsResult:
     declined: tuple[tuple[str, str], ...]
 
 
-def find_regions(graph: Graph, driving: Iterable[Node]) -> RegionsResult:
+def find_regions(
+    graph: Graph, driving: Iterable[Node], declined: Iterable[str] = ()
+) -> RegionsResult:
     """Group the pointwise work of a graph.
 
     Args:
         graph: a forward or a backward; it is not changed.
         driving: the placeholders whose dependents run as early as they can.
+        declined: names of nodes that stay out, such as those that did so in a like graph.
     """
-    driving = tuple(driving)
-    declined: dict[Node, str] = {}
+    driving, known = tuple(driving), frozenset(declined)
+    reasons = {node: "stays out, as before" for node in graph.nodes if node.name in known}
+    translated: dict[tuple[Node, ...], Region | None] = {}
     while True:
-        stages = assign_stages(graph, driving, frozenset(declined))
-        groups = _connected(graph, stages, frozenset(declined))
-        regions: list[Region] = []
+        inside = frozenset(n for n in graph.nodes if n not in reasons and is_expressible(n))
+        inside -= {n for n in inside if is_getitem(n) and n.all_input_nodes[0] not in inside}
+        stages = _stages(graph, driving, inside)
         expelled: dict[Node, str] = {}
-        for nodes in groups:
-            region = _translate(nodes, expelled)
+        regions: list[Region] = []
+        for nodes in map(tuple, _connected(graph, stages, inside)):
+            before = len(expelled)
+            region = translated[nodes] if nodes in translated else _translate(nodes, expelled)
+            if len(expelled) == before:
+                translated[nodes] = region
             if region is not None:
                 regions.append(region)
         if not expelled:
-            reasons = tuple((node.name, why) for node, why in declined.items())
-            return RegionsResult(tuple(regions), reasons)
-        declined |= expelled
+            found = tuple((node.name, why) for node, why in reasons.items())
+            return RegionsResult(tuple(regions), found)
+        reasons |= expelled
 
 
-def is_expressible(node: Node, declined: frozenset[Node] = frozenset()) -> bool:
+def is_expressible(node: Node) -> bool:
     """Whether regions have a rule for the operator."""
-    if node.op != "call_function" or node in declined:
+    if node.op != "call_function":
         return False
     if is_getitem(node):
-        return _is_unbind(node.all_input_nodes[0]) and node.all_input_nodes[0] not in declined
+        return _is_unbind(node.all_input_nodes[0])
     return node.target in REGION_RULES
 
 
@@ -101,11 +109,11 @@ def _is_unbind(node: Node) -> bool:
     return node.target is aten.unbind.int
 
 
-def _distance(source: Node, reader: Node, declined: frozenset[Node]) -> int:
+def _distance(source: Node, reader: Node, inside: frozenset[Node]) -> int:
     """How many stages `reader` must come after `source` at least."""
-    if not is_expressible(source, declined):
-        return 1 if is_expressible(reader, declined) else 0
-    if not is_expressible(reader, declined):
+    if source not in inside:
+        return 1 if reader in inside else 0
+    if reader not in inside:
         return 1
     return 2 if source.target in SUMS or reader.target in WINDOWED else 0
 
@@ -134,40 +142,38 @@ def ordering(
     return tuple(leads), before
 
 
-def assign_stages(
-    graph: Graph, driving: Iterable[Node], declined: frozenset[Node] = frozenset()
-) -> dict[Node, int]:
+def assign_stages(graph: Graph, driving: Iterable[Node]) -> dict[Node, int]:
     """The stage of each node that computes: even where it may be part of a region.
 
     Args:
         graph: see `find_regions`.
         driving: see `find_regions`.
-        declined: nodes that must stay out of regions.
     """
+    return _stages(graph, driving, frozenset(n for n in graph.nodes if is_expressible(n)))
+
+
+def _stages(graph: Graph, driving: Iterable[Node], inside: frozenset[Node]) -> dict[Node, int]:
+    """Stages, where the nodes `inside` may be in regions."""
     leads, ordered = ordering(graph, driving)
     driven = frozenset(leads)
     stages: dict[Node, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_function" and node in driven:
-            first = 0 if is_expressible(node, declined) else 1
-            before = [
-                stages[s] + _distance(s, node, declined)
-                for s in (*node.all_input_nodes, *ordered.get(node, ()))
-                if s in stages
-            ]
-            stages[node] = max([first, *before])
+    for node in leads:
+        before = [
+            stages[s] + _distance(s, node, inside)
+            for s in (*node.all_input_nodes, *ordered.get(node, ()))
+            if s in stages
+        ]
+        stages[node] = max([0 if node in inside else 1, *before])
     end = max(stages.values(), default=0) + 2
     for node in reversed(graph.nodes):
         if node.op == "call_function" and node not in driven:
-            own = end if is_expressible(node, declined) == (end % 2 == 0) else end + 1
-            after = [stages[u] - _distance(node, u, declined) for u in node.users if u in stages]
+            own = end if (node in inside) == (end % 2 == 0) else end + 1
+            after = [stages[u] - _distance(node, u, inside) for u in node.users if u in stages]
             stages[node] = min(after, default=own)
     return stages
 
 
-def _connected(
-    graph: Graph, stages: dict[Node, int], declined: frozenset[Node]
-) -> list[list[Node]]:
+def _connected(graph: Graph, stages: dict[Node, int], inside: frozenset[Node]) -> list[list[Node]]:
     """The nodes of each connected piece of an even stage, in graph order."""
     parents: dict[Node, Node] = {}
 
@@ -178,7 +184,7 @@ def _connected(
         return node
 
     for node in graph.nodes:
-        if node.op != "call_function" or not is_expressible(node, declined):
+        if node not in inside:
             continue
         parents[node] = node
         if node.target in WINDOWED:
@@ -193,7 +199,7 @@ def _connected(
     return list(groups.values())
 
 
-def _translate(nodes: list[Node], expelled: dict[Node, str]) -> Region | None:
+def _translate(nodes: tuple[Node, ...], expelled: dict[Node, str]) -> Region | None:
     """The region of connected nodes; None if it is not worth it or some of them must leave."""
     base = _base_of(nodes)
     if base is None:
@@ -219,7 +225,7 @@ def _translate(nodes: list[Node], expelled: dict[Node, str]) -> Region | None:
     if not _shows_sizes(program.inputs, base):
         expelled.update(dict.fromkeys(nodes, "no input shows the sizes of the region"))
         return None
-    return Region(tuple(nodes), program)
+    return Region(nodes, program)
 
 
 def _shows_sizes(inputs: tuple[InputSpec, ...], base: tuple[Size, ...]) -> bool:
@@ -228,7 +234,7 @@ def _shows_sizes(inputs: tuple[InputSpec, ...], base: tuple[Size, ...]) -> bool:
     return is_static or base_reference(inputs, base) is not None
 
 
-def _base_of(nodes: list[Node]) -> tuple[Size, ...] | None:
+def _base_of(nodes: Sequence[Node]) -> tuple[Size, ...] | None:
     """The base space: the shape of a time slice, if slices occur, else the commonest big shape."""
     shapes: Counter[tuple[object, ...]] = Counter()
     sliced: Counter[tuple[object, ...]] = Counter()
@@ -257,7 +263,7 @@ def _base_of(nodes: list[Node]) -> tuple[Size, ...] | None:
     )
 
 
-def _fitting(nodes: list[Node], spaces: list[tuple[Size, ...]]) -> tuple[Size, ...]:
+def _fitting(nodes: Sequence[Node], spaces: list[tuple[Size, ...]]) -> tuple[Size, ...]:
     """The first of these spaces that all pooling of the nodes has a form over, else the first.
 
     What only views images in another way, as tokens, can leave the region at no cost.

@@ -9,6 +9,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 import snnfx.kernels.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers operators
+from snnfx._torch_compat import lazy_module
 from snnfx.capture.timeline import recorded, step_timeline
 from snnfx.lowering.outer import Outline, outline
 from snnfx.passes.analysis.value_range import Encoding
@@ -83,13 +84,19 @@ class Schedule:
         return recorded(self.timeline, self.forward, self.backward, outputs)
 
 
-def schedule_halves(halves: Halves) -> Schedule:
-    """Decide how two halves run, and predict what that needs; compiles nothing."""
+def schedule_halves(halves: Halves, like: Schedule | None = None) -> Schedule:
+    """Decide how two halves run, and predict what that needs; compiles nothing.
+
+    Args:
+        halves: what is to run.
+        like: the schedule of halves from which these were made, which saves time.
+    """
     graphs = (halves.forward.graph, halves.backward.graph)
     outlines = None
     if halves.fused:
-        first = outline(halves.forward.graph, halves.driving(halves.forward))
-        second = outline(halves.backward.graph, halves.driving(halves.backward))
+        declined = [o.declined for o in like.outlines] if like and like.outlines else [(), ()]
+        first = outline(halves.forward.graph, halves.driving(halves.forward), declined[0])
+        second = outline(halves.backward.graph, halves.driving(halves.backward), declined[1])
         outlines = (first, second)
         graphs = (first.graph, second.graph)
     device = device_of(halves.forward.graph)
@@ -196,4 +203,4 @@ def _copied(module: GraphModule) -> GraphModule:
     new: dict[Node, Node] = {}
     results = graph.graph_copy(module.graph, new)
     graph.output(results).meta = dict(module.graph.output_node().meta)
-    return GraphModule(module, graph)
+    return lazy_module(module, graph)

@@ -14,14 +14,22 @@ What the limit is, and how much time a lower peak may cost, follows from `prefer
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from snnfx.capture.halves import Halves, Schedule, keep_packed, keep_values, schedule_halves
 from snnfx.capture.restorable import find_restorable
-from snnfx.capture.tiling import Axis, find_batch, parts_at_peak, tile_counts, tile_part
+from snnfx.capture.tiling import (
+    Axis,
+    Part,
+    find_batch,
+    parts_at_peak,
+    tile_counts,
+    tile_part,
+)
 from snnfx.config import Options
 from snnfx.errors import BudgetError
+from snnfx.passes.analysis.value_range import Encoding
 from snnfx.passes.plan.memory_plan import Decision, DecisionKind
 from snnfx.passes.plan.restore import Restorable, choose_restored
 
@@ -141,10 +149,9 @@ def _smaller(first: Planned, level: int, terms: Terms) -> Iterator[Planned]:
         yield planned
     if level < TILE_LEVEL:
         return
-    axis = find_batch(planned.halves)
-    for _ in range(MAX_TILINGS if axis is not None else 0):
-        assert axis is not None
-        tiled = _tile(planned, axis, terms)
+    axes: list[Axis | None] = []
+    for _ in range(MAX_TILINGS):
+        tiled = _tile(planned, axes, terms)
         if tiled is None:
             break
         planned = tiled
@@ -165,13 +172,15 @@ def _split(planned: Planned, terms: Terms) -> Planned | None:
     for candidate in find_restorable(planned.halves, planned.schedule):
         if not candidate.made <= peak <= candidate.last:
             continue
+        encoding = planned.halves.encodings.get(candidate.name)
+        if not _may_lower(points, candidate, encoding, terms):
+            continue
         halves = planned.halves.copy()
-        encoding = halves.encodings.get(candidate.name)
         if encoding is None:
             keep_values(halves, (candidate.name,))
         else:
             keep_packed(halves, candidate.name, encoding)
-        schedule = schedule_halves(halves)
+        schedule = schedule_halves(halves, planned.schedule)
         low = best.peak_bytes if best is not None else planned.peak_bytes
         if _is_better(planned, schedule, terms) and schedule.timeline.peak_bytes < low:
             kept = "as it is" if encoding is None else f"in {encoding.bits} bits an element"
@@ -180,24 +189,51 @@ def _split(planned: Planned, terms: Terms) -> Planned | None:
     return best
 
 
-def _tile(planned: Planned, axis: Axis, terms: Terms) -> Planned | None:
-    """Run a part at the peak in as few tiles as lower the peak."""
-    for name, part in parts_at_peak(planned.halves, planned.schedule):
-        best: Planned | None = None
-        for tiles in tile_counts(axis.size):
-            halves = planned.halves.copy()
-            if tile_part(halves, part, axis, tiles).tiles == 1:
-                break
-            schedule = schedule_halves(halves)
-            low = best.peak_bytes if best is not None else planned.peak_bytes
-            if not _is_better(planned, schedule, terms) or schedule.timeline.peak_bytes >= low:
-                break
-            target = planned.halves.origins[name]
-            reason = f"its backward runs in {tiles} tiles along the batch of {axis.size}"
-            best = planned.changed("tile", target, halves, schedule, reason)
+def _may_lower(
+    points: Sequence[int], candidate: Restorable, encoding: Encoding | None, terms: Terms
+) -> bool:
+    """Whether keeping a value can lower the peak: not if another point then reaches it."""
+    stored = candidate.bytes
+    if encoding is not None:
+        stored = -(-stored * encoding.bits // 32)
+    before = max(points[candidate.first : candidate.made], default=0)
+    return before + stored <= (1 - terms.gain) * max(points)
+
+
+def _tile(planned: Planned, axes: list[Axis | None], terms: Terms) -> Planned | None:
+    """Run a part at the peak in as few tiles as lower the peak.
+
+    Args:
+        planned: so far.
+        axes: the batch axis, once it was looked for; the search takes time.
+        terms: of a lower peak.
+    """
+    for part in parts_at_peak(planned.halves, planned.schedule):
+        if part.extra_seconds > terms.slowdown * planned.schedule.seconds:
+            continue
+        axes[:] = axes or [find_batch(planned.halves)]
+        if axes[0] is None:
+            return None
+        best = _tiled(planned, part, axes[0], terms)
         if best is not None:
             return best
     return None
+
+
+def _tiled(planned: Planned, part: Part, axis: Axis, terms: Terms) -> Planned | None:
+    best: Planned | None = None
+    for tiles in tile_counts(axis.size):
+        halves = planned.halves.copy()
+        if tile_part(halves, part, axis, tiles).tiles == 1:
+            break
+        schedule = schedule_halves(halves, planned.schedule)
+        low = best.peak_bytes if best is not None else planned.peak_bytes
+        if not _is_better(planned, schedule, terms) or schedule.timeline.peak_bytes >= low:
+            break
+        target = planned.halves.origins[part.name]
+        reason = f"its backward runs in {tiles} tiles along the batch of {axis.size}"
+        best = planned.changed("tile", target, halves, schedule, reason)
+    return best
 
 
 def restore(planned: Planned, budget_bytes: int) -> Planned:
@@ -212,7 +248,7 @@ def restore(planned: Planned, budget_bytes: int) -> Planned:
             break
         halves = planned.halves.copy()
         keep_values(halves, choice.names)
-        schedule = schedule_halves(halves)
+        schedule = schedule_halves(halves, planned.schedule)
         excess = schedule.timeline.peak_bytes - budget_bytes
         if excess > 0:
             budget -= excess  # intervals are not seen with all that a region does in place

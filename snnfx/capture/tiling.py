@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Graph, Node
 
 from snnfx.capture.halves import Halves, Schedule
@@ -12,8 +13,14 @@ from snnfx.passes.analysis.axes import analyse_axis
 from snnfx.passes.analysis.axis_inference import infer_axes
 from snnfx.passes.analysis.opkinds import is_heavy
 from snnfx.passes.analysis.placement import Placement
+from snnfx.passes.cost.roofline import device_of, node_seconds
 from snnfx.passes.fxgraph import dependents, is_getitem, producer
 from snnfx.passes.rewrite.tiles import TilesResult, run_in_tiles
+
+
+aten = torch.ops.aten
+MEETINGS = frozenset({aten.sum.dim_IntList, aten.native_batch_norm_backward.default})
+"""Operators in which slices meet inside a layer's backward, so that it takes a second round."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,21 @@ class Axis:
 
     size: int
     placements: Mapping[str, Placement]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the backward that could run in tiles.
+
+    Attributes:
+        name: of the matrix work that it is computed again from.
+        nodes: names of its nodes, in graph order.
+        extra_seconds: that running it in tiles adds at least, because it takes a second round.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    extra_seconds: float
 
 
 def find_batch(halves: Halves) -> Axis | None:
@@ -46,23 +68,23 @@ def tile_counts(size: int) -> Iterator[int]:
             yield count
 
 
-def parts_at_peak(halves: Halves, schedule: Schedule) -> list[tuple[str, tuple[str, ...]]]:
-    """The parts of the backward that could be tiled to lower the peak, the best guess first.
-
-    Returns:
-        for each part the name of the matrix work that it is computed again from, and its nodes.
-    """
+def parts_at_peak(halves: Halves, schedule: Schedule) -> list[Part]:
+    """The parts of the backward that could be tiled to lower the peak, the smallest first."""
     running = _nodes_at_peak(halves, schedule)
     graph = halves.backward.graph
     driven = dependents(graph, halves.driving(halves.backward))
-    found: list[tuple[str, tuple[str, ...]]] = []
+    device = device_of(graph)
+    found: list[Part] = []
     for node in graph.nodes:
         if node.name not in halves.origins or not is_heavy(producer(node)) or is_getitem(node):
             continue
         part = _segment(graph, node, driven)
         if not running.isdisjoint(part):
-            found.append((node.name, tuple(n.name for n in graph.nodes if n in part)))
-    return sorted(found, key=lambda item: len(item[1]))
+            again = (n for n in part if is_heavy(n) and n not in driven)
+            rounds = any(n.target in MEETINGS for n in part)
+            extra = sum(node_seconds(n, device) for n in again) if rounds else 0.0
+            found.append(Part(node.name, tuple(n.name for n in graph.nodes if n in part), extra))
+    return sorted(found, key=lambda part: len(part.nodes))
 
 
 def _nodes_at_peak(halves: Halves, schedule: Schedule) -> set[Node]:
@@ -100,9 +122,9 @@ def _segment(graph: Graph, start: Node, driven: frozenset[Node]) -> set[Node]:
     return part
 
 
-def tile_part(halves: Halves, part: Iterable[str], axis: Axis, tiles: int) -> TilesResult:
+def tile_part(halves: Halves, part: Part, axis: Axis, tiles: int) -> TilesResult:
     """Run a part of the backward in tiles; changes the halves unless it is declined."""
-    names = frozenset(part)
+    names = frozenset(part.nodes)
     graph = halves.backward.graph
     nodes = [node for node in graph.nodes if node.name in names]
     inside = set(nodes)

@@ -35,28 +35,31 @@ class Outline:
         graph: operators, and one `call_module` node for each region; it tells all memory that a run
             of it needs.
         calls: the region behind each `call_module` node, by its target.
+        declined: names of the nodes that were kept out of regions.
     """
 
     graph: Graph
     calls: Mapping[str, tuple[Node, Region]]
+    declined: frozenset[str]
 
 
-def outline(graph: Graph, driving: Iterable[Node]) -> Outline:
+def outline(graph: Graph, driving: Iterable[Node], declined: Iterable[str] = ()) -> Outline:
     """Group a graph into regions, put it in an order of low memory, and compile nothing.
 
     Args:
         graph: a forward or a backward, functional; it is not changed.
         driving: see `snnfx.passes.rewrite.regions.find_regions`.
+        declined: see `snnfx.passes.rewrite.regions.find_regions`.
     """
     driving = tuple(driving)
-    regions = find_regions(graph, driving).regions
-    outer, calls = _outer_graph(graph, regions, driving)
+    found = find_regions(graph, driving, declined)
+    outer, calls = _outer_graph(graph, found.regions, driving)
     roots = storage_roots(outer)
     last = last_readers(outer, roots)
     for node, region in calls.values():
         set_donations(node, _donations(node, region, roots, last))
     outer.lint()
-    return Outline(outer, calls)
+    return Outline(outer, calls, frozenset(name for name, _ in found.declined))
 
 
 def compile_outline(module: GraphModule, outlined: Outline) -> GraphModule:
