@@ -5,8 +5,8 @@
 - `_extract_fwd_bwd_modules`: the calling convention between the two halves (order of saved tensors,
   symbols, opaque objects) is AOTAutograd's own and changes; this function is its definition.
 - `_BoxedCodeGen`: code that takes its arguments as a list and releases them as it goes.
-- `_LazyGraphModule`: a graph module whose code is generated when it is first called; planning makes
-  many that never are.
+- `_LazyGraphModule`, `_use_lazy_graph_module`: a graph module whose code is generated when it is
+  first called; planning makes many that never are.
 - `InputMutationAOTOutput`: the tracer's description of an output that is copied into an input after
   the forward; the metadata that lists them is set only after partitioning.
 - `FakeTensorMode` and friends: shapes without memory.
@@ -36,7 +36,7 @@ from torch._functorch.partitioners import (
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
-from torch.fx._lazy_graph_module import _LazyGraphModule
+from torch.fx._lazy_graph_module import _LazyGraphModule, _use_lazy_graph_module
 from torch.fx.graph import _BoxedCodeGen
 from torch.utils import _pytree as pytree
 
@@ -95,13 +95,14 @@ def extract_forward_backward(
     function = partitioners._extract_fwd_bwd_modules
     added: dict[str, Any] = {"static_lifetime_input_nodes": None}  # by torch 2.12
     known = inspect.signature(function).parameters
-    return function(
-        joint,
-        list(saved),
-        list(saved_symbols),
-        num_fwd_outputs=num_forward_outputs,
-        **{name: value for name, value in added.items() if name in known},
-    )
+    with _use_lazy_graph_module(True):  # no code: the halves are mostly rewritten before they run
+        return function(
+            joint,
+            list(saved),
+            list(saved_symbols),
+            num_fwd_outputs=num_forward_outputs,
+            **{name: value for name, value in added.items() if name in known},
+        )
 
 
 def lazy_module(root: GraphModule, graph: Graph) -> GraphModule:

@@ -60,6 +60,9 @@ DTYPES = (torch.float32, torch.float64)
 REDUCTIONS = frozenset({aten.sum, aten.mean, torch.ops.snnfx.batch_norm_statistics})
 """Operators that read elements in any layout."""
 
+Known = dict[object, Any]
+"""Results of calls, by all that decides about their sizes and strides."""
+
 ACTIVATION_RATIO = 2
 """A convolution is converted if its activations hold this many times the elements of its weight."""
 
@@ -80,6 +83,7 @@ def prefer_channels_last(graph: Graph) -> LayoutResult:
     if not _is_supported(graph):
         return LayoutResult(0)
     changed = 0
+    known: Known = {}
     before = {n: value for n in graph.nodes if (value := tensor_value(n)) is not None}
     for node in list(graph.nodes):
         if node.op != "call_function":
@@ -89,7 +93,7 @@ def prefer_channels_last(graph: Graph) -> LayoutResult:
             changed += _convert(graph, node, position, wanted)
         if not _takes_any_layout(node):
             _keep_layout(graph, node, before)
-        _propagate(graph, node)
+        _propagate(graph, node, known)
     for result in output_args(graph):
         if isinstance(result, Node) and result.target is not PACK:
             _restore(graph, result, before.get(result))
@@ -148,6 +152,24 @@ def _insert_copy(graph: Graph, node: Node, position: int, wanted: torch.memory_f
     node.update_arg(position, copy)
 
 
+def _recall(node: Node, known: Known) -> Any:
+    """What the node computes; of calls that are alike but for their tensors, one is computed."""
+    key = (node.target, _key(node.args), _key(tuple(node.kwargs.items())))
+    if key not in known:
+        known[key] = _compute(node)
+    return known[key]
+
+
+def _key(arg: Any) -> object:
+    """All of an argument that decides about the sizes and strides of results."""
+    value = node_value(arg) if isinstance(arg, Node) else arg
+    if isinstance(value, Tensor):
+        return (value.shape, value.stride(), value.dtype, value.storage_offset())
+    if isinstance(value, (list, tuple)):
+        return tuple(_key(item) for item in value)
+    return (type(value), value)
+
+
 def _compute(node: Node) -> Any:
     assert callable(node.target)
     args = map_arg(node.args, node_value)
@@ -169,7 +191,7 @@ LAID_OUT = frozenset({aten.stack.default, PACK, UNPACK})
 """Operators that regions write in another layout than ATen does."""
 
 
-def _propagate(graph: Graph, node: Node) -> None:
+def _propagate(graph: Graph, node: Node, known: Known) -> None:
     """Compute again what the node gives, from the new strides of its inputs."""
     if node.target is aten.stack.default:
         value = _stacked(node)
@@ -179,7 +201,7 @@ def _propagate(graph: Graph, node: Node) -> None:
         value = _recoded(node)
     else:
         try:
-            value = _compute(node)
+            value = _recall(node, known)
         except (RuntimeError, ValueError):
             # A view that the new strides do not allow: it gets a row-major copy to look at.
             _insert_copy(graph, node, 0, torch.contiguous_format)

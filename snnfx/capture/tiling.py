@@ -17,7 +17,6 @@ from snnfx.passes.cost.roofline import device_of, node_seconds
 from snnfx.passes.fxgraph import dependents, is_getitem, producer
 from snnfx.passes.rewrite.tiles import TilesResult, run_in_tiles
 
-
 aten = torch.ops.aten
 MEETINGS = frozenset({aten.sum.dim_IntList, aten.native_batch_norm_backward.default})
 """Operators in which slices meet inside a layer's backward, so that it takes a second round."""
