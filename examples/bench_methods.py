@@ -35,6 +35,7 @@ class Task:
         level: level of snnmem.
         threads: CPU threads.
         build: further arguments of `models.build`.
+        options: further options of snnmem.
     """
 
     model: str
@@ -42,23 +43,25 @@ class Task:
     level: int
     threads: int
     build: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
-Apply = Callable[[Workload, int], Callable[..., Tensor]]
-"""Makes what is called in place of the model; the second argument is the level of snnmem."""
+Options = dict[str, Any]
+Apply = Callable[[Workload, Options], Callable[..., Tensor]]
+"""Makes what is called in place of the model; the second argument has the options of snnmem."""
 
 
-def eager(workload: Workload, level: int) -> Callable[..., Tensor]:
+def eager(workload: Workload, options: Options) -> Callable[..., Tensor]:
     """The network as it is: backpropagation through time keeps everything."""
     return workload.model
 
 
-def inductor(workload: Workload, level: int) -> Callable[..., Tensor]:
+def inductor(workload: Workload, options: Options) -> Callable[..., Tensor]:
     """What `torch.compile` does by default."""
     return torch.compile(workload.model)
 
 
-def checkpointed(workload: Workload, level: int) -> Callable[..., Tensor]:
+def checkpointed(workload: Workload, options: Options) -> Callable[..., Tensor]:
     """`torch.utils.checkpoint` around each weight-norm-neuron layer."""
     for module in workload.model.modules():
         if isinstance(module, workload.layer_types):
@@ -79,7 +82,7 @@ def _checkpointed_forward(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: checkpoint(from_rest, x, use_reentrant=False)
 
 
-def spikingjelly(workload: Workload, level: int) -> Callable[..., Tensor]:
+def spikingjelly(workload: Workload, options: Options) -> Callable[..., Tensor]:
     """SpikingJelly's `optimize_memory` at level 1; its higher levels search on a CUDA device."""
     from spikingjelly.activation_based.memopt import optimize_memory
 
@@ -94,9 +97,9 @@ def spikingjelly(workload: Workload, level: int) -> Callable[..., Tensor]:
 def snnmem(lowering: str) -> Apply:
     """The backend of this project with the given lowering."""
 
-    def apply(workload: Workload, level: int) -> Callable[..., Tensor]:
-        options = {"level": level, "lowering": lowering}
-        return torch.compile(workload.model, backend="snnmem", options=options)
+    def apply(workload: Workload, options: Options) -> Callable[..., Tensor]:
+        chosen = {**options, "lowering": lowering}
+        return torch.compile(workload.model, backend="snnmem", options=chosen)
 
     return apply
 
@@ -141,7 +144,8 @@ class Session:
         self.task = task
         torch.set_num_threads(task.threads)
         self.workload = build(task.model, **task.build)
-        self.run = METHODS[task.method].apply(self.workload, task.level)
+        self.options = {"level": task.level, **task.options}
+        self.run = METHODS[task.method].apply(self.workload, self.options)
 
     def step(self) -> None:
         """Forward and backward, from no gradients."""
@@ -191,6 +195,19 @@ class Session:
             "applied": plan.applied,
         }
 
+    def plan(self) -> tuple[int, list[tuple[str, int]]]:
+        """The predicted peak of activation memory, and what is alive at it, largest first.
+
+        Needs a method of snnmem.
+        """
+        from snnfx import last_plan
+
+        plan = last_plan()
+        assert plan is not None, f"{self.task.method} makes no plan"
+        alive = plan.predicted.alive_at(plan.predicted.peak_step)
+        found = sorted(((a.name, a.bytes) for a in alive), key=lambda item: -item[1])
+        return plan.predicted_peak_bytes, found
+
     def error(self, dtype_name: str) -> float:
         """The largest relative error of a gradient against the plain network's, in one dtype."""
         dtype: torch.dtype = getattr(torch, dtype_name)
@@ -200,7 +217,7 @@ class Session:
         if dtype == torch.float32:
             return largest_relative_error(_gradients(self.workload, self.run), reference)
         other = build(self.task.model, **arguments)
-        run = METHODS[self.task.method].apply(other, self.task.level)
+        run = METHODS[self.task.method].apply(other, self.options)
         return largest_relative_error(_gradients(other, run), reference)
 
 

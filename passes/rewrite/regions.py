@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import Graph, Node
@@ -33,6 +33,7 @@ from snnfx.passes.rewrite.region_program import (
     Untranslatable,
     base_reference,
     form_of,
+    known_number,
     size_key,
 )
 from snnfx.passes.rewrite.region_rules_pooling import POOL_PACKED, WINDOWED
@@ -65,17 +66,19 @@ class RegionsResult:
 
 
 def find_regions(
-    graph: Graph, driving: Iterable[Node], declined: Iterable[str] = ()
+    graph: Graph, driving: Iterable[Node], like: RegionsResult | None = None
 ) -> RegionsResult:
     """Group the pointwise work of a graph.
 
     Args:
         graph: a forward or a backward; it is not changed.
         driving: the placeholders whose dependents run as early as they can.
-        declined: names of nodes that stay out, such as those that did so in a like graph.
+        like: of a graph that this one was copied from and then changed a little; what is the same
+            is not worked out again, and what stayed out stays out.
     """
-    driving, known = tuple(driving), frozenset(declined)
-    reasons = {node: "stays out, as before" for node in graph.nodes if node.name in known}
+    driving, known = tuple(driving), dict(like.declined) if like is not None else {}
+    reasons = {node: known[node.name] for node in graph.nodes if node.name in known}
+    earlier = {_names(r.nodes): r for r in like.regions} if like is not None else {}
     translated: dict[tuple[Node, ...], Region | None] = {}
     while True:
         inside = frozenset(n for n in graph.nodes if n not in reasons and is_expressible(n))
@@ -85,7 +88,11 @@ def find_regions(
         regions: list[Region] = []
         for nodes in map(tuple, _connected(graph, stages, inside)):
             before = len(expelled)
-            region = translated[nodes] if nodes in translated else _translate(nodes, expelled)
+            if nodes in translated:
+                region = translated[nodes]
+            else:
+                region = _adopted(nodes, earlier.get(_names(nodes)))
+                region = region or _translate(nodes, expelled)
             if len(expelled) == before:
                 translated[nodes] = region
             if region is not None:
@@ -94,6 +101,43 @@ def find_regions(
             found = tuple((node.name, why) for node, why in reasons.items())
             return RegionsResult(tuple(regions), found)
         reasons |= expelled
+
+
+def _names(nodes: Sequence[Node]) -> tuple[str, ...]:
+    return tuple(node.name for node in nodes)
+
+
+def _adopted(nodes: tuple[Node, ...], earlier: Region | None) -> Region | None:
+    """The region of nodes that were copied from those of an earlier one, if nothing else is new."""
+    if earlier is None:
+        return None
+    new: dict[Node, Node] = dict(zip(earlier.nodes, nodes, strict=True))
+    for old, node in zip(earlier.nodes, nodes, strict=True):
+        sources = list(zip(old.all_input_nodes, node.all_input_nodes, strict=False))
+        if old.target is not node.target or len(old.all_input_nodes) != len(node.all_input_nodes):
+            return None
+        if any(new.setdefault(a, b) is not b or not _is_alike(a, b) for a, b in sources):
+            return None
+    outputs = tuple(replace(spec, node=new[spec.node]) for spec in earlier.program.outputs)
+    if [spec.node for spec in outputs] != _results(nodes):
+        return None
+    inputs = tuple(replace(spec, node=new[spec.node]) for spec in earlier.program.inputs)
+    return Region(nodes, replace(earlier.program, inputs=inputs, outputs=outputs))
+
+
+def _is_alike(old: Node, node: Node) -> bool:
+    """Whether a region reads both in the same way; strides play no part in programs."""
+    first, second = tensor_value(old), tensor_value(node)
+    if first is None or second is None:
+        return first is second and old.target is node.target
+    same = first.shape == second.shape and first.dtype == second.dtype
+    return same and known_number(old) == known_number(node)
+
+
+def _results(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes whose values are read elsewhere."""
+    inside = frozenset(nodes)
+    return [n for n in nodes if not inside.issuperset(n.users) and not _is_tuple(n)]
 
 
 def is_expressible(node: Node) -> bool:
@@ -218,7 +262,7 @@ def _translate(nodes: tuple[Node, ...], expelled: dict[Node, str]) -> Region | N
         except Untranslatable as reason:
             expelled[node] = str(reason)
             missing.add(node)
-    results = [n for n in nodes if not inside.issuperset(n.users) and not _is_tuple(n)]
+    results = _results(nodes)
     if missing or not results:
         return None
     program = translator.finish(results)

@@ -94,9 +94,9 @@ def schedule_halves(halves: Halves, like: Schedule | None = None) -> Schedule:
     graphs = (halves.forward.graph, halves.backward.graph)
     outlines = None
     if halves.fused:
-        declined = [o.declined for o in like.outlines] if like and like.outlines else [(), ()]
-        first = outline(halves.forward.graph, halves.driving(halves.forward), declined[0])
-        second = outline(halves.backward.graph, halves.driving(halves.backward), declined[1])
+        before = like.outlines if like is not None and like.outlines else (None, None)
+        first = outline(halves.forward.graph, halves.driving(halves.forward), before[0])
+        second = outline(halves.backward.graph, halves.driving(halves.backward), before[1])
         outlines = (first, second)
         graphs = (first.graph, second.graph)
     device = device_of(halves.forward.graph)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from torch.fx import GraphModule, Node
@@ -64,6 +66,19 @@ class Partition:
     outlines: tuple[Outline, Outline] | None = None
 
 
+@contextmanager
+def _without_collection() -> Generator[None]:
+    """No garbage collection: planning makes many small objects that stay, a quarter of its time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_collection()
 def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> Partition:
     """Plan and rewrite a joint graph, and split it into its forward and its backward.
 

@@ -21,7 +21,7 @@ from snnfx.passes.fxgraph import (
     set_value,
     tensor_value,
 )
-from snnfx.passes.rewrite.regions import Region, find_regions, ordering
+from snnfx.passes.rewrite.regions import Region, RegionsResult, find_regions, ordering
 
 Unit = Region | Node
 _kernels: dict[Program, RegionKernel] = {}
@@ -35,31 +35,31 @@ class Outline:
         graph: operators, and one `call_module` node for each region; it tells all memory that a run
             of it needs.
         calls: the region behind each `call_module` node, by its target.
-        declined: names of the nodes that were kept out of regions.
+        found: the regions, and what was kept out of them.
     """
 
     graph: Graph
     calls: Mapping[str, tuple[Node, Region]]
-    declined: frozenset[str]
+    found: RegionsResult
 
 
-def outline(graph: Graph, driving: Iterable[Node], declined: Iterable[str] = ()) -> Outline:
+def outline(graph: Graph, driving: Iterable[Node], like: Outline | None = None) -> Outline:
     """Group a graph into regions, put it in an order of low memory, and compile nothing.
 
     Args:
         graph: a forward or a backward, functional; it is not changed.
         driving: see `snnfx.passes.rewrite.regions.find_regions`.
-        declined: see `snnfx.passes.rewrite.regions.find_regions`.
+        like: the outline of a graph that this one was copied from; see there, too.
     """
     driving = tuple(driving)
-    found = find_regions(graph, driving, declined)
+    found = find_regions(graph, driving, like.found if like is not None else None)
     outer, calls = _outer_graph(graph, found.regions, driving)
     roots = storage_roots(outer)
     last = last_readers(outer, roots)
     for node, region in calls.values():
         set_donations(node, _donations(node, region, roots, last))
     outer.lint()
-    return Outline(outer, calls, frozenset(name for name, _ in found.declined))
+    return Outline(outer, calls, found)
 
 
 def compile_outline(module: GraphModule, outlined: Outline) -> GraphModule:
