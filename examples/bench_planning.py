@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ from models import REGISTRY, build
 from snnfx import capture
 from snnfx.capture.offline import Capture
 
-console = Console()
+console = Console(width=None if os.isatty(1) else 140)
 
 
 def captured(name: str, batch: int) -> Capture:
@@ -52,8 +53,9 @@ def planned(graph: Capture, level: int, lowering: str) -> tuple[float, float, st
 
 def elsewhere(name: str, arguments: argparse.Namespace, level: int) -> str:
     """The hash of the plan that another process makes."""
-    command = [sys.executable, str(Path(__file__)), "--models", name, "--batch",
-               str(arguments.batch), "--lowering", arguments.lowering, "--hash", str(level)]  # fmt: skip
+    command = [sys.executable, str(Path(__file__)), "--models", name]
+    command += ["--batch", str(arguments.batch), "--lowering", arguments.lowering]
+    command += ["--hash", str(level)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.split()[-1]
 
