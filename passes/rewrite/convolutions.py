@@ -73,8 +73,9 @@ def split_convolution_backwards(graph: Graph) -> ConvolutionsResult:
 
 def _form(args: tuple[Any, ...]) -> _Form:
     stride, padding, dilation, transposed, output_padding, groups = args
-    lists = [list(a) for a in (stride, padding, dilation, output_padding)]
-    return _Form(*lists[:3], transposed, lists[3], groups)
+    return _Form(
+        list(stride), list(padding), list(dilation), transposed, list(output_padding), groups
+    )
 
 
 def _is_static(value: Tensor | None) -> bool:

@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 
 import snnfx.kernels.ops  # registers the ops
-import snnfx.kernels.pool  # likewise
 import snnfx.passes.analysis.value_range  # noqa: F401  # fills the table of rules
 from snnfx.passes.analysis.value_range_rules import VALUE_RANGES
 
