@@ -92,7 +92,7 @@ def _split(graph: Graph, node: Node, form: _Form) -> None:
     with graph.inserting_before(node):
         wanted = [False, True, masks[2]]
         both = build.call(node.target, *node.args[:10], wanted)
-        _, weight_grad, bias_grad = build.items(both, 3)
+        nothing, weight_grad, bias_grad = build.items(both, 3)
         extra = _output_padding(tensor_value(operand), tensor_value(grad), weight, form)
         operand_grad = build.call(
             aten.convolution.default, grad, weight, None, form.stride, form.padding,
@@ -104,9 +104,9 @@ def _split(graph: Graph, node: Node, form: _Form) -> None:
         user.replace_all_uses_with((operand_grad, weight_grad, bias_grad)[position])
         graph.erase_node(user)
     graph.erase_node(node)
-    for unused in (bias_grad, weight_grad):
-        if not unused.users:
-            graph.erase_node(unused)
+    for result in (nothing, weight_grad, bias_grad, both):
+        if not result.users:
+            graph.erase_node(result)
 
 
 def _output_padding(
@@ -145,6 +145,8 @@ def _product_of_convolution(graph: Graph, node: Node) -> bool:
     biased = node.args[2] is not None
     if kernel is None or form.groups != 1 or (form.transposed and biased):
         return False
+    if any(extra >= s for extra, s in zip(form.output_padding, form.stride, strict=True)):
+        return False  # `col2im` would count a window that the convolution does not have
     assert isinstance(operand, Node)
     rows, image = (operand, node) if form.transposed else (node, operand)
     if not _is_weight_bound(rows, kernel):
