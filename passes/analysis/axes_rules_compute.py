@@ -141,8 +141,8 @@ def pooled_packed(node: Node, arguments: Arguments) -> Relation:
 @RELATIONS.rule(aten.im2col.default, aten.col2im.default)
 def patches(node: Node, arguments: Arguments) -> Relation:
     """Images `[N, C, H, W]` and the columns `[N, C*kh*kw, L]` of their patches."""
-    operand = _samples(len(shape_of(arguments["self"])))
-    return relation(node, arguments, {"self": operand}, [_samples(rank_of(node))])
+    operand, result = _samples(rank_of(node)), _samples(len(shape_of(node)))
+    return relation(node, arguments, {"self": operand}, [result])
 
 
 @RELATIONS.rule(aten.avg_pool3d_backward.default, aten.max_pool3d_with_indices_backward.default)

@@ -12,7 +12,9 @@ ones count, so the capacities are bounds on prefix sums, from the outermost inte
 one pass of dynamic programming over (value, bytes so far) is exact. Bytes are counted in units of
 1/`UNITS` of the timeline's peak, rounded up; time O(n * `UNITS`), n values.
 
-A larger budget allows all that a smaller one does, in the same units: saved time is monotone.
+A larger budget allows all that a smaller one does, in the same units: of nested intervals, saved
+time is monotone in the budget. Of others it need not be: what fits only a larger budget may widen
+the intervals around it.
 """
 
 from __future__ import annotations

@@ -73,8 +73,9 @@ def split_convolution_backwards(graph: Graph) -> ConvolutionsResult:
 
 def _form(args: tuple[Any, ...]) -> _Form:
     stride, padding, dilation, transposed, output_padding, groups = args
-    lists = [list(a) for a in (stride, padding, dilation, output_padding)]
-    return _Form(*lists[:3], transposed, lists[3], groups)
+    return _Form(
+        list(stride), list(padding), list(dilation), transposed, list(output_padding), groups
+    )
 
 
 def _is_static(value: Tensor | None) -> bool:
@@ -91,7 +92,7 @@ def _split(graph: Graph, node: Node, form: _Form) -> None:
     with graph.inserting_before(node):
         wanted = [False, True, masks[2]]
         both = build.call(node.target, *node.args[:10], wanted)
-        _, weight_grad, bias_grad = build.items(both, 3)
+        nothing, weight_grad, bias_grad = build.items(both, 3)
         extra = _output_padding(tensor_value(operand), tensor_value(grad), weight, form)
         operand_grad = build.call(
             aten.convolution.default, grad, weight, None, form.stride, form.padding,
@@ -103,9 +104,9 @@ def _split(graph: Graph, node: Node, form: _Form) -> None:
         user.replace_all_uses_with((operand_grad, weight_grad, bias_grad)[position])
         graph.erase_node(user)
     graph.erase_node(node)
-    for unused in (bias_grad, weight_grad):
-        if not unused.users:
-            graph.erase_node(unused)
+    for result in (nothing, weight_grad, bias_grad, both):
+        if not result.users:
+            graph.erase_node(result)
 
 
 def _output_padding(
@@ -144,6 +145,8 @@ def _product_of_convolution(graph: Graph, node: Node) -> bool:
     biased = node.args[2] is not None
     if kernel is None or form.groups != 1 or (form.transposed and biased):
         return False
+    if any(extra >= s for extra, s in zip(form.output_padding, form.stride, strict=True)):
+        return False  # `col2im` would count a window that the convolution does not have
     assert isinstance(operand, Node)
     rows, image = (operand, node) if form.transposed else (node, operand)
     if not _is_weight_bound(rows, kernel):

@@ -33,7 +33,13 @@ EXACT_TAGS = frozenset(
 """Operators that give each slice the very bits of the whole."""
 
 
-def check_facts(graph: Graph, facts: AxisFacts, seeds: Mapping[Node, Placement], tile: int) -> None:
+def check_facts(
+    graph: Graph,
+    facts: AxisFacts,
+    seeds: Mapping[Node, Placement],
+    tile: int,
+    complete_sums: bool = False,
+) -> None:
     """Fail unless every claim holds for tiles of `tile` slices.
 
     Args:
@@ -41,6 +47,7 @@ def check_facts(graph: Graph, facts: AxisFacts, seeds: Mapping[Node, Placement],
         facts: what is claimed.
         seeds: where the axis lies in some of the tensors.
         tile: divides the size of the axis.
+        complete_sums: whether what reads a sum sees the whole one.
     """
     exact = exact_nodes(graph)
     sums: dict[tuple[Node, int], Tensor] = {}
@@ -60,6 +67,13 @@ def check_facts(graph: Graph, facts: AxisFacts, seeds: Mapping[Node, Placement],
                     check_equal(node, part, whole, exact=True)
                 elif isinstance(claim, Partial):
                     sums[node, index] = sums.get((node, index), torch.zeros(())) + part
+            if complete_sums and isinstance(facts.of(node), Partial):
+                tiles[node] = node.meta["val"]
+    check_sums(sums)
+
+
+def check_sums(sums: Mapping[tuple[Node, int], Tensor]) -> None:
+    """Fail unless what the tiles add up to is the whole."""
     for (node, index), total in sums.items():
         whole = (
             node.meta["val"] if isinstance(node.meta["val"], Tensor) else node.meta["val"][index]

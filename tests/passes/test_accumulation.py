@@ -1,4 +1,4 @@
-"""Sums of `select_backward` become stacks with the very same bits, or are left alone."""
+"""Sums over time steps become stacks with the very same bits, or additions, or are left alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from snnfx.passes.rewrite.accumulation import AccumulationResult, stack_accumulations
+from snnfx.passes.rewrite.accumulation import (
+    AccumulationResult,
+    add_up_stacks,
+    stack_accumulations,
+)
 
 aten = torch.ops.aten
 SPECIAL = (0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, 3.4e38, 1.5, -2.25)
@@ -169,3 +173,93 @@ def test_other_sums_are_left_alone(function: Callable[..., Tensor]) -> None:
 def test_sums_next_to_something_else_keep_their_bits(function: Callable[..., Tensor]) -> None:
     slices = torch.tensor(SPECIAL).view(3, 3).unbind()
     assert_same_bits(traced(function, *slices), *slices)
+
+
+def added_up(function: Callable[..., Tensor], *args: Tensor) -> tuple[GraphModule, int]:
+    """A function whose sums over steps are additions, held to give what it gave."""
+    module = traced(function, *args)
+    expected = module(*args)
+    result = add_up_stacks(module.graph)
+    module.graph.lint()
+    module.recompile()
+    found = module(*args)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert add_up_stacks(module.graph) == NOTHING
+    if not result.changed:
+        assert result == NOTHING
+    return module, result.slices
+
+
+@given(st.integers(1, 6), st.booleans(), st.sampled_from([0.0, 1.5]))
+@settings(max_examples=25)
+def test_a_sum_over_a_stack_becomes_additions(steps: int, merged: bool, scale: float) -> None:
+    def run(*parts: Tensor) -> Tensor:
+        stack = aten.stack([part * scale for part in parts])
+        whole = stack.view(steps, 6) if merged else stack
+        return aten.sum.dim_IntList(whole, [0]) + 1
+
+    parts = torch.randn(steps, 2, 3, dtype=torch.float64).unbind()
+    module, slices = added_up(run, *parts)
+    assert slices == steps
+    assert {aten.sum.dim_IntList, aten.stack.default}.isdisjoint(calls(module))
+
+
+def test_a_stack_that_is_read_elsewhere_stays_beside_the_additions() -> None:
+    def run(*parts: Tensor) -> Tensor:
+        stack = aten.stack(parts)
+        return aten.sum.dim_IntList(stack, [0]) + stack
+
+    module, slices = added_up(run, *torch.randn(3, 2, dtype=torch.float64).unbind())
+    assert slices == 3
+    assert calls(module).count(aten.stack.default) == 1
+
+
+def test_the_gradient_of_an_image_at_every_step_is_added_up() -> None:
+    def gradient(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        steps = x.repeat(4, 1, 1)
+        state = torch.zeros_like(x)
+        for step in steps.unbind():
+            state = torch.tanh(state * 0.5 + step)
+        return torch.autograd.grad(state.sum(), x)[0]
+
+    module, slices = added_up(gradient, torch.randn(2, 3, dtype=torch.float64))
+    assert slices == 4
+    assert aten.sum.dim_IntList not in calls(module)
+
+
+def test_nodes_of_additions_know_their_values() -> None:
+    module, _ = added_up(
+        lambda *p: aten.sum.dim_IntList(aten.stack(p), [0]), *torch.randn(3, 2).unbind()
+    )
+    nodes = [node for node in module.graph.nodes if node.op == "call_function"]
+    assert [tuple(node.meta["val"].shape) for node in nodes] == [(2,)] * len(nodes)
+
+
+OTHER_SUMS: dict[str, Callable[..., Tensor]] = {
+    "other dimension": lambda *p: aten.sum.dim_IntList(aten.stack(p), [1]),
+    "two dimensions": lambda *p: aten.sum.dim_IntList(aten.stack(p), [0, 1]),
+    "kept dimension": lambda *p: aten.sum.dim_IntList(aten.stack(p), [0], True),
+    "other dtype": lambda *p: aten.sum.dim_IntList(aten.stack(p), [0], dtype=torch.float64),
+    "stacked elsewhere": lambda *p: aten.sum.dim_IntList(aten.stack(p, 1), [0]),
+    "steps split by a view": lambda *p: aten.sum.dim_IntList(aten.stack(p).view(6, 2), [0]),
+    "no stack": lambda *p: aten.sum.dim_IntList(aten.cat(p), [0]),
+    "not all of it": lambda *p: aten.sum.dim_IntList(aten.stack(p)[1:], [0]),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SUMS)
+def test_sums_of_anything_else_stay(name: str) -> None:
+    parts = torch.randn(3, 4, dtype=torch.float32).unbind()
+    module, slices = added_up(OTHER_SUMS[name], *parts)
+    assert slices == 0
+    assert aten.sum.dim_IntList in calls(module)
+
+
+def test_sums_of_symbolic_sizes_stay() -> None:
+    parts = torch.randn(3, 4).unbind()
+    module = make_fx(lambda *p: aten.sum.dim_IntList(aten.stack(p), [0]), tracing_mode="symbolic")(
+        *parts
+    )
+    assert add_up_stacks(module.graph) == NOTHING

@@ -23,6 +23,7 @@ from snnfx.passes.analysis.placement import (
     tile_shape,
 )
 
+import tests.passes.axis_programs_windows  # noqa: F401  # more steps for random programs
 from tests.passes.axis_programs import Program, random_program
 from tests.passes.axis_tiles import check_facts
 
@@ -50,9 +51,20 @@ def test_every_claim_about_a_random_program_holds_in_tiles(
     check_facts(program.graph, facts, program.seeds, tile)
 
 
+@settings(max_examples=60)
+@given(st.randoms(use_true_random=False), st.sampled_from([(2, 1), (4, 2), (3, 1)]))
+def test_with_complete_sums_every_claim_holds_when_readers_see_the_whole_sum(
+    source: random.Random, sizes: tuple[int, int]
+) -> None:
+    size, tile = sizes
+    program = random_program(source, size, steps=12)
+    facts = analyse_axis(program.graph, size, program.seeds, complete_sums=True)
+    check_facts(program.graph, facts, program.seeds, tile, complete_sums=True)
+
+
 def test_every_rule_proves_something_in_random_programs() -> None:
     missing = set(RELATIONS) - NEVER_INDEPENDENT - OTHER_SPELLINGS
-    for seed in range(300):
+    for seed in range(900):
         program = random_program(random.Random(seed), 2, steps=12)
         facts = analyse_axis(program.graph, 2, program.seeds)
         for node in program.graph.nodes:
@@ -150,6 +162,32 @@ def test_gradients_of_a_weight_add_up_and_that_of_the_input_is_sliced() -> None:
     assert found["getitem_1"] == found["getitem_2"] == Partial()
 
 
+def test_a_transposed_convolution_is_sliced_and_its_weight_adds_up() -> None:
+    program = program_of(3, ((3, 2, 4, 4), Placement(0, 1, 1)), ((2, 5, 3, 3), None))
+    x, weight = program.tensors
+    rest = ([2, 2], [1, 1], [1, 1], True, [1, 1], 1)
+    y = program.call(aten.convolution.default, x, weight, None, *rest)
+    assert y is not None
+    program.items(
+        program.call(aten.convolution_backward.default, y, x, weight, [5], *rest, [True] * 3)
+    )
+    found = claims(program)
+    assert found[y.name] == found["getitem"] == Along(Placement(0, 1, 1))
+    assert found["getitem_1"] == found["getitem_2"] == Partial()
+
+
+def test_patches_are_sliced_by_samples_and_not_by_channels() -> None:
+    window = ([2, 2], [1, 1], [0, 0], [1, 1])
+    for dim, expected in ((0, Along(Placement(0, 2, 1))), (1, Mixed())):
+        program = program_of(3, ((6, 3, 4, 4), Placement(dim, 2 - dim, 1)))
+        columns = program.call(aten.im2col.default, program.tensors[0], *window)
+        image = program.call(aten.col2im.default, columns, [4, 4], *window)
+        assert columns is not None
+        assert image is not None
+        found = claims(program)
+        assert found[columns.name] == found[image.name] == expected
+
+
 def test_what_is_not_linear_in_a_sum_is_mixed() -> None:
     program = program_of(3, ((3, 4), Placement(0, 1, 1)), ((4,), None))
     x, constant = program.tensors
@@ -207,6 +245,70 @@ def test_a_written_tensor_is_mixed() -> None:
     program.call(aten.add_.Tensor, copy, 1.0)
     facts = analyse_axis(program.graph, 3, program.seeds)
     assert [type(facts.of(n)) for n in program.graph.nodes][1:] == [Mixed, Mixed]
+
+
+def test_a_complete_sum_is_constant_for_those_that_read_it() -> None:
+    program = program_of(3, ((3, 4), Placement(0, 1, 1)))
+    (x,) = program.tensors
+    total = program.call(aten.sum.dim_IntList, x, [0])
+    mean = program.call(aten.mul.Tensor, total, 1 / 3)
+    root = program.call(aten.sqrt.default, program.call(aten.abs.default, mean))
+    centred = program.call(aten.sub.Tensor, x, mean)
+    again = program.call(aten.sum.dim_IntList, program.call(aten.mul.Tensor, centred, root), [0])
+    plain = analyse_axis(program.graph, 3, program.seeds)
+    whole = analyse_axis(program.graph, 3, program.seeds, complete_sums=True)
+    check_facts(program.graph, whole, program.seeds, 1, complete_sums=True)
+    nodes = [n for n in (total, mean, root, centred, again) if n is not None]
+    mixed, along = Mixed(), Along(Placement(0, 1, 1))
+    assert [plain.of(n) for n in nodes] == [Partial(), Partial(), mixed, mixed, mixed]
+    assert [whole.of(n) for n in nodes] == [Partial(), Constant(), Constant(), along, Partial()]
+
+
+def test_one_of_several_results_that_is_a_complete_sum_is_constant_for_its_readers() -> None:
+    program = program_of(3, ((3, 2, 4, 4), Placement(0, 1, 1)), ((5, 2, 3, 3), None))
+    x, weight = program.tensors
+    rest = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    y = program.call(aten.convolution.default, x, weight, None, *rest)
+    both = program.call(
+        aten.convolution_backward.default, y, x, weight, [5], *rest, [True, True, False]
+    )
+    image_grad, weight_grad = program.items(both)
+    squared = program.call(aten.mul.Tensor, weight_grad, weight_grad)
+    assert squared is not None
+    facts = analyse_axis(program.graph, 3, program.seeds, complete_sums=True)
+    check_facts(program.graph, facts, program.seeds, 1, complete_sums=True)
+    assert facts.of(image_grad) == Along(Placement(0, 1, 1))
+    assert facts.of(weight_grad) == Partial()
+    assert facts.of(squared) == Constant()
+
+
+def test_a_mixed_value_is_mixed_with_complete_sums_too() -> None:
+    program = program_of(3, ((3, 4), Placement(0, 1, 1)))
+    lines = program.call(aten.cumsum.default, program.tensors[0], 0)
+    scaled = program.call(aten.mul.Tensor, program.tensors[0], lines)
+    facts = analyse_axis(program.graph, 3, program.seeds, complete_sums=True)
+    assert [facts.of(n) for n in (lines, scaled) if n is not None] == [Mixed(), Mixed()]
+
+
+@pytest.mark.parametrize("kind", ["average", "maximum", "offsets"])
+@pytest.mark.parametrize("dim", [1, 2, 0, 3])
+def test_steps_that_are_packed_are_pooled_by_samples_and_by_channels(kind: str, dim: int) -> None:
+    program = program_of(4, ((12, 4, 4, 4, 2), Placement(dim, 3 if dim == 0 else 1, 1)))
+    (x,) = program.tensors
+    packed = program.call(snn.pack_bits.default, program.call(aten.gt.Scalar, x, 0), 1, "time")
+    values = (torch.float64, 1, 1.0, 0, kind)
+    window = ([2, 2], [2, 2], [0, 0])
+    pooled = program.call(
+        snn.pool_packed.default, packed, list(x.meta["val"].shape), *values, *window
+    )
+    assert pooled is not None
+    found = claims(program)[pooled.name]
+    expected = {1: Along(Placement(0, 12, 1)), 2: Along(Placement(1, 1, 1))}
+    assert found == expected.get(dim, Mixed())
+    if dim in expected:
+        facts = analyse_axis(program.graph, 4, program.seeds)
+        sizes = [2 if d == dim else n for d, n in enumerate((12, 4, 4, 4, 2))]
+        assert tile_call(pooled, facts, 2).args[1] == sizes
 
 
 def test_a_part_of_a_graph_takes_everything_outside_for_constant() -> None:

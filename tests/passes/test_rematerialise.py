@@ -18,7 +18,7 @@ from snnfx.neurons import IFNode, LIFNode
 from snnfx.passes.analysis.packs import Pack, find_packs
 from snnfx.passes.analysis.value_range import analyse_value_ranges
 from snnfx.passes.cost.graph import build_cost_graph
-from snnfx.passes.fxgraph import JointRoles, node_value, tensor_value
+from snnfx.passes.fxgraph import JointRoles, ancestors, node_value, tensor_value
 from snnfx.passes.plan.segments import choose_checkpoints
 from snnfx.passes.rewrite.rematerialise import RematerialiseResult, rematerialise
 
@@ -52,6 +52,23 @@ class Layers(nn.Module):
         return x.sum(0)
 
 
+class Pooled(nn.Module):
+    """Spikes that are averaged two by two, and then read by two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 64)
+        self.neurons = nn.ModuleList(LIFNode(step_mode="m") for _ in range(2))
+        self.convolutions = nn.ModuleList(nn.Conv2d(4, 3, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, N, 12]` to `[N, 12]`."""
+        spikes = self.neurons[0](3 * self.linear(x))
+        pooled = nn.functional.avg_pool2d(spikes.view(T * N, 4, 4, 4), 2)
+        first, second = (convolution(pooled) for convolution in self.convolutions)
+        return self.neurons[1]((first * second + first).view(T, N, 12) * 9).sum(0)
+
+
 @dataclass
 class Rewritten:
     """A joint graph before and after."""
@@ -75,7 +92,7 @@ def run(joint: GraphModule, inputs: Sequence[Any]) -> list[Any]:
 
 
 @functools.cache
-def rewritten(net: str, compress: bool = True) -> Rewritten:
+def rewritten(net: str, compress: bool = True, fused: bool = False) -> Rewritten:
     """A net of `NETS`, rewritten; what is given must not be changed."""
     trace = traced(NETS[net]())
     joint, roles = trace.joint, trace.roles
@@ -86,7 +103,8 @@ def rewritten(net: str, compress: bool = True) -> Rewritten:
     checkpoints = choose_checkpoints(cost)
     nodes = {node.name: node for node in joint.graph.nodes}
     packs = find_packs([nodes[name] for name in checkpoints.kept], ranges) if compress else ()
-    result = rematerialise(joint.graph, roles, [nodes[n] for n in checkpoints.recomputed], packs)
+    recomputed = [nodes[name] for name in checkpoints.recomputed]
+    result = rematerialise(joint.graph, roles, recomputed, packs, fused)
     joint.graph.lint()
     return Rewritten(joint, roles, inputs, expected, packs, result)
 
@@ -105,6 +123,7 @@ NETS = {
     "norms": lambda: Layers(2, norm=True),
     "residuals": lambda: Layers(2, residual=True),
     "norms and residuals": lambda: Layers(3, norm=True, residual=True),
+    "pooling": Pooled,
 }
 every_net = pytest.mark.parametrize("net", NETS)
 
@@ -112,7 +131,10 @@ every_net = pytest.mark.parametrize("net", NETS)
 @every_net
 @pytest.mark.parametrize("compress", [True, False])
 def test_no_number_changes(net: str, compress: bool) -> None:
-    done = rewritten(net, compress)
+    assert_same_numbers(rewritten(net, compress))
+
+
+def assert_same_numbers(done: Rewritten) -> None:
     assert done.result.clones > 0
     found = run(done.joint, done.inputs)
     for one, other in zip(found, done.expected, strict=True):
@@ -144,6 +166,26 @@ def test_spikes_pass_packed_and_only_packed(net: str) -> None:
     hidden = {member for pack in done.packs for member in (pack.source, *pack.members)}
     assert hidden.isdisjoint(saved)
     assert not any(n.target is UNPACK for n in saved)
+
+
+def pooled_values(done: Rewritten) -> list[Node]:
+    """The clones of the pooling that something reads."""
+    pool = torch.ops.aten.avg_pool2d.default
+    return [n for n in done.result.backward if n.target is pool and n.users]
+
+
+def test_pooled_values_are_shared_by_their_readers_where_operators_pool() -> None:
+    (pooled,) = pooled_values(rewritten("pooling"))
+    assert len(pooled.users) == 4  # two convolutions, again, and their gradients
+
+
+def test_pooled_values_are_pooled_for_each_reader_where_regions_do_it() -> None:
+    done = rewritten("pooling", fused=True)
+    pooled = pooled_values(done)
+    assert len({reader for node in pooled for reader in node.users}) == len(pooled) == 4
+    unpacked = [{n for n in ancestors([p]) if n.target is UNPACK} for p in pooled]
+    assert len(frozenset[Node]().union(*unpacked)) == 4
+    assert_same_numbers(done)
 
 
 @every_net

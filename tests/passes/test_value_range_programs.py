@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 
 import snnfx.kernels.ops  # registers the ops
-import snnfx.kernels.pool  # noqa: F401  # likewise
+import snnfx.passes.analysis.value_range  # noqa: F401  # fills the table of rules
 from snnfx.passes.analysis.value_range_rules import VALUE_RANGES
 
 aten, prims, snn = torch.ops.aten, torch.ops.prims, torch.ops.snnfx
