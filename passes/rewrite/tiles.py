@@ -242,6 +242,8 @@ class _Tiling:
         assert placement is not None
         assert value is not None
         if node not in self.done:
+            if 0 in value.stride():  # an expanded value has no place of its own for each tile
+                value = with_order(value, stride_order(value))
             self.done[node] = build.call(
                 aten.empty_strided.default, list(value.shape), list(value.stride()),
                 dtype=value.dtype, device=value.device,

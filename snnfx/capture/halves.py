@@ -57,8 +57,16 @@ class Halves:
         return placeholders[len(placeholders) - self.tangents :]
 
     def copy(self) -> Halves:
-        """The same with graphs of its own, to try something on."""
-        return replace(self, forward=_copied(self.forward), backward=_copied(self.backward))
+        """The same with graphs of its own, to try something on.
+
+        Names that the backward no longer has are free in the copy: whoever takes one there is not
+        what it stood for.
+        """
+        names = {node.name for node in self.backward.graph.nodes}
+        origins = {name: value for name, value in self.origins.items() if name in names}
+        return replace(
+            self, forward=_copied(self.forward), backward=_copied(self.backward), origins=origins
+        )
 
 
 @dataclass(frozen=True)
