@@ -70,7 +70,7 @@ def storage_lifetimes(
     ignored = set[Node]() if count_results else _results(graph, roots)
     found: list[Lifetime] = []
     for node, own in roots.items():
-        size = owned.get(node, 0) if node.op == "placeholder" else _own_bytes(node)
+        size = owned.get(node, 0) if node.op == "placeholder" else storage_bytes(node)
         if size and node in own and node not in ignored:
             found.append(Lifetime(node, size, _first_step(node, steps), released.get(node)))
         found.extend(_unpicked(node, steps))
@@ -92,10 +92,6 @@ def _first_step(node: Node, steps: Mapping[Node, int]) -> int:
     """One of several results exists as soon as the operator that computes them all has run."""
     source = node.all_input_nodes[0] if is_getitem(node) else node
     return steps.get(source, 0)
-
-
-def _own_bytes(node: Node) -> int:
-    return node_bytes(node) if isinstance(node_value(node), Tensor) else 0
 
 
 def _results(graph: Graph, roots: Mapping[Node, tuple[Node, ...]]) -> set[Node]:

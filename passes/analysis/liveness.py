@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
@@ -39,6 +40,8 @@ class Phase:
     temporary_bytes: int
     results: tuple[int, ...] = ()
 
+
+_IN_STORAGE_OF_OPERAND = (torch.ops.aten.im2col.default, torch.ops.aten.col2im.default)
 
 Workspace = Callable[[Node], tuple[Phase, ...]]
 """The phases of a node's operator; none where it allocates nothing but its results."""
@@ -120,7 +123,7 @@ def analyse_liveness(
     """
     owned = dict(owned or {})
     roots = storage_roots(graph, aliases)
-    sizes = {n: owned.get(n, 0) if n.op == "placeholder" else _own_bytes(n) for n in roots}
+    sizes = {n: owned.get(n, 0) if n.op == "placeholder" else storage_bytes(n) for n in roots}
     last = last_readers(graph, roots)
     if not count_results:
         sizes |= dict.fromkeys(_result_roots(graph, roots), 0)
@@ -144,10 +147,18 @@ def analyse_liveness(
     return Liveness(tuple(names), tuple(timeline), alive)
 
 
-def _own_bytes(node: Node) -> int:
-    """Bytes that the node keeps; several results are kept by their getitems."""
+def storage_bytes(node: Node) -> int:
+    """Bytes of the storage of a node's one result; several results are kept by their getitems.
+
+    It can be larger than the result: `aten.im2col` and `aten.col2im` write into memory as large as
+    their operand if that is enough (`native/Im2Col.cpp`, `native/Col2Im.cpp`: `empty_like`, then
+    `resize_`).
+    """
     value = node_value(node)
-    return tensor_bytes(value) if isinstance(value, Tensor) else 0
+    if not isinstance(value, Tensor):
+        return 0
+    operand = node.all_input_nodes[0] if node.target in _IN_STORAGE_OF_OPERAND else None
+    return max(tensor_bytes(value), 0 if operand is None else node_bytes(operand))
 
 
 def _phase_bytes(phase: Phase, node: Node, sizes: Mapping[Node, int]) -> int:
@@ -173,7 +184,7 @@ def _unpicked_bytes(graph: Graph, sizes: Mapping[Node, int]) -> dict[Node, int]:
         source = node.all_input_nodes[0] if is_getitem(node) else node
         if source is node and _result_bytes(node, sizes):
             waiting[node] = _result_bytes(node, sizes)
-        elif source in waiting:
+        elif source in waiting and donor_of(node) is None:
             waiting[source] -= sizes[node]
         unpicked[node] = sum(waiting.values())
         if last_pick.get(source, source) is node:

@@ -23,7 +23,12 @@ from torch.fx import Node
 from snnfx.kernels.bitpack_workspace import pack_workspace_bytes, unpack_workspace_bytes
 from snnfx.kernels.ops import PACK_OP, UNPACK_OP
 from snnfx.passes.analysis.liveness import Phase
-from snnfx.passes.cost.workspace_conv import backward_phases, forward_phases, read_convolution
+from snnfx.passes.cost.workspace_conv import (
+    backward_phases,
+    forward_phases,
+    read_convolution,
+    transposed_phases,
+)
 from snnfx.passes.fxgraph import node_value, numel, size_hint, tensor_bytes, tensor_value
 from snnfx.passes.optable import OpTable
 
@@ -56,7 +61,8 @@ def _tensors(node: Node) -> list[Tensor]:
 def convolution_workspace(node: Node) -> tuple[Phase, ...]:
     """Copies in blocks, or columns: see `snnfx.passes.cost.workspace_conv`."""
     conv = read_convolution(node)
-    return () if conv is None else forward_phases(conv)
+    phases = transposed_phases if node.args[6] else forward_phases
+    return () if conv is None else phases(conv)
 
 
 @WORKSPACE.rule(aten.convolution_backward)
@@ -166,6 +172,23 @@ def _is_gemm_operand(value: Tensor) -> bool:
         [size_hint(x) for x in items[-2:]] for items in (value.shape, value.stride())
     )
     return (along == 1 and down >= max(1, columns)) or (down == 1 and along >= max(1, rows))
+
+
+@WORKSPACE.rule(aten.im2col, aten.col2im)
+def unfolding_workspace(node: Node) -> tuple[Phase, ...]:
+    """A row-major copy of the operand; for a larger result, first memory of the operand's size.
+
+    Source: `im2col_cpu` in `native/Im2Col.cpp`, `col2im_cpu` in `native/Col2Im.cpp`. Both make an
+    `empty_like` of the operand and resize it, which allocates again where that is too small, and
+    keeps it where it is not: see `snnfx.passes.analysis.liveness.storage_bytes`.
+    """
+    value, result = _tensors(node)[0], tensor_value(node)
+    if result is None:
+        return ()
+    held = tensor_bytes(value)
+    copied = 0 if value.is_contiguous() else held
+    copied += held if tensor_bytes(result) > held else 0
+    return (Phase(copied, (0,)),) if copied else ()
 
 
 @WORKSPACE.rule(PACK_OP)

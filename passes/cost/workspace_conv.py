@@ -40,7 +40,7 @@ THREAD_BYTES = 4120
 
 @dataclass(frozen=True)
 class Convolution:
-    """Sizes of one convolution that is not transposed.
+    """Sizes of one convolution; a transposed one is told as the one whose gradient it is.
 
     Attributes:
         batch: N.
@@ -130,8 +130,24 @@ def forward_phases(conv: Convolution) -> tuple[Phase, ...]:
     block = block_channels()
     image, weight = _blocked_operands(conv, block)
     result = conv.blocked_result(block)
-    working = conv.copied_bytes + image + weight + result + _one_pixel_bytes(conv, block)
-    return Phase(working), Phase(result, (0,))
+    working = image + weight + result + _one_pixel_bytes(conv, block)
+    return Phase(conv.copied_bytes + working), Phase(conv.copied_bytes + result, (0,))
+
+
+def transposed_phases(conv: Convolution) -> tuple[Phase, ...]:
+    """A transposed `aten.convolution`: the kernel of an input's gradient, or columns.
+
+    Its result has the sizes of `conv`'s input, and its input those of `conv`'s result.
+
+    Source: `mkldnn_convolution_transpose` in `native/mkldnn/Conv.cpp`;
+    `slow_conv_transpose2d_out_cpu_template` in `native/NaiveConvolutionTranspose2d.cpp`, whose
+    columns ``[N, C * taps, pixels_out]`` are those of the whole batch.
+    """
+    if conv.backend == "SlowTranspose2d":
+        copied = conv.copied_bytes + (_weight_copy(conv) if conv.channels_last else 0)
+        unfolded = conv.batch * conv.channels_in * conv.taps * conv.pixels_out * conv.itemsize
+        return (Phase(copied + unfolded, (0,)),)
+    return tuple(_image_gradient(conv)) if conv.backend == "MkldnnTranspose" else ()
 
 
 def backward_phases(conv: Convolution, mask: Sequence[bool]) -> tuple[Phase, ...]:
@@ -158,18 +174,20 @@ def _image_gradient(conv: Convolution) -> Iterator[Phase]:
     block = block_channels()
     packed = conv.blocked_weight(block, 1)
     if conv.channels_last:
-        held = conv.copied_bytes + _weight_copy(conv)
-        yield Phase(held + packed + _threads_bytes() + 128, (0,))
+        held = conv.copied_bytes + _weight_copy(conv) + packed
+        threads = _strided_bytes(conv) if conv.is_strided else _threads_bytes() + 128
+        yield Phase(held + threads, (0,))
     elif conv.is_strided and block == 16 and conv.groups == 1:
         # oneDNN has a kernel for strided gradients in channels-last only. Its result comes in that
         # layout, is copied by oneDNN, and once more by PyTorch.
-        yield Phase(conv.result_bytes + packed + conv.image_bytes + _threads_bytes())
-        yield Phase(2 * conv.image_bytes, (0,))
+        working = conv.result_bytes + packed + conv.image_bytes + _strided_bytes(conv)
+        yield Phase(conv.copied_bytes + working)
+        yield Phase(conv.copied_bytes + 2 * conv.image_bytes, (0,))
     else:
         image = conv.blocked_image(block)
         weight = conv.blocked_weight(block, block)
         yield Phase(conv.copied_bytes + conv.blocked_result(block) + weight + image)
-        yield Phase(image, (0,))
+        yield Phase(conv.copied_bytes + image, (0,))
 
 
 def _weight_gradient(
@@ -189,7 +207,7 @@ def _weight_gradient(
         image, weight = _blocked_operands(conv, block)
     scratch = _one_pixel_bytes(conv, block)
     yield Phase(conv.copied_bytes + conv.blocked_result(block) + image + weight + scratch, done)
-    yield Phase(weight, made)
+    yield Phase(conv.copied_bytes + weight, made)
 
 
 def _blocked_operands(conv: Convolution, block: int) -> tuple[int, int]:
@@ -217,6 +235,13 @@ def _threads_bytes() -> int:
     return (torch.get_num_threads() + 1) * THREAD_BYTES
 
 
+def _strided_bytes(conv: Convolution) -> int:
+    """What the kernel of strided gradients holds: in each thread two descriptors and an image."""
+    gathered = conv.result_bytes // conv.batch
+    pages = 2 * 4096 + 24 + -(-gathered // 4096) * 4096
+    return 3 * 4096 + 128 + torch.get_num_threads() * pages
+
+
 def _columns(conv: Convolution) -> int:
     """slow_conv2d's unfolded input ``[N, C * taps, pixels_out]``, and copies to its layout."""
     copied = conv.copied_bytes + (_weight_copy(conv) if conv.channels_last else 0)
@@ -242,7 +267,7 @@ def convolution_of(
         others: the tensors whose layout has to be the implementation's.
     """
     sizes, kernel = _sizes(image), _sizes(weight)
-    stride, padding, *_ = arguments
+    stride, padding, _, transposed, _, groups = arguments
     steps = tuple(size_hint(step) for step in stride)
     edges = tuple(size_hint(edge) for edge in padding)
     backend, channels_last = _backend(
@@ -250,14 +275,15 @@ def convolution_of(
     )
     taps = math.prod(kernel[2:])
     is_strided = any(step != 1 for step in steps)
+    pixels = math.prod(sizes[2:]), pixels_out
     return Convolution(
         batch=sizes[0],
-        channels_in=sizes[1],
+        channels_in=kernel[1] * groups,
         channels_out=kernel[0],
-        pixels_in=math.prod(sizes[2:]),
-        pixels_out=pixels_out,
+        pixels_in=pixels[transposed],
+        pixels_out=pixels[not transposed],
         taps=taps,
-        groups=arguments[5],
+        groups=groups,
         is_strided=is_strided,
         is_plain=taps == 1 and not is_strided and not any(edges),
         itemsize=image.element_size(),
@@ -319,14 +345,16 @@ def _backend(
 def read_convolution(node: Node) -> Convolution | None:
     """The convolution that a node of `aten.convolution` or its backward computes, if it is known.
 
-    Transposed ones are not.
+    The backward of a transposed one is not.
     """
     is_backward = node.target is torch.ops.aten.convolution_backward.default
     first = 1 if is_backward else 0
     image, weight = (_tensor(arg) for arg in node.args[first : first + 2])
     result = _tensor(node.args[0]) if is_backward else tensor_value(node)
     arguments = node.args[4 if is_backward else 3 :][:6]
-    if image is None or weight is None or result is None or arguments[3]:
+    if image is None or weight is None or result is None or (
+        is_backward and arguments[3]
+    ):
         return None
     pixels_out = math.prod(_sizes(result)[2:])
     return convolution_of(image, weight, pixels_out, arguments, (result,) if is_backward else ())

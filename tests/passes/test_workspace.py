@@ -150,6 +150,64 @@ def test_double_precision_unfolds_to_columns(
     assert_close(backward_peaks(sizes, kernel, 1, channels_last, mask, torch.float64))
 
 
+def transposed_peaks(
+    sizes: Sequence[int], kernel: int, stride: int, channels_last: bool,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[int, int]:  # fmt: skip
+    n, c, k, h, w = sizes
+    x, weight, rest = convolution((n, k, c, h, w), kernel, stride, channels_last, dtype)
+    rest[3:5] = [True, [(stride - 1) * (kernel % 2)] * 2]
+    weight = weight.transpose(0, 1).contiguous()
+    return peaks(lambda x, w: aten.convolution.default(x, w, None, *rest), x, weight)
+
+
+@only_wide
+@given(SIZES)
+@settings(max_examples=15)
+def test_a_transposed_convolution_holds_its_copies_in_blocks(sizes: tuple[int, ...]) -> None:
+    assert_close(transposed_peaks(sizes, 3, 1, channels_last=False))
+
+
+@only_wide
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("sizes", [(18, 48, 32, 24, 16), (32, 64, 96, 28, 28)])
+def test_a_transposed_convolution_runs_as_the_gradient_that_it_is(
+    sizes: tuple[int, ...], kernel: int, stride: int, channels_last: bool
+) -> None:
+    assert_close(transposed_peaks(sizes, kernel, stride, channels_last), rel=0.05)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2)])
+@given(SIZES)
+@settings(max_examples=4)
+def test_a_transposed_convolution_in_double_precision_unfolds_to_columns(
+    kernel: int, stride: int, channels_last: bool, sizes: tuple[int, ...]
+) -> None:
+    assert_close(transposed_peaks(sizes, kernel, stride, channels_last, torch.float64))
+
+
+@only_wide
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("sizes", [(16, 128, 512, 64), (5, 96, 32, 50)])
+def test_a_copy_of_a_turned_image_lives_until_the_result_is_copied_out(
+    sizes: tuple[int, ...], transposed: bool
+) -> None:
+    n, c, k, length = sizes
+    x = torch.randn(n, length, c).transpose(1, 2)
+    w = torch.randn(c, k, 1) if transposed else torch.randn(k, c, 1)
+    rest = [[1], [0], [1], transposed, [0], 1]
+    run = lambda x, w: aten.convolution.default(x, w, None, *rest)  # noqa: E731
+    assert_close(peaks(run, x, w))
+    if not transposed:
+        mask = [False, True, False]
+        gradient = torch.randn_like(run(x, w))
+        back = lambda g, x, w: aten.convolution_backward.default(g, x, w, None, *rest, mask)  # noqa: E731
+        assert_close(peaks(back, gradient, x, w))
+
+
 @pytest.mark.parametrize("gradient_last", [False, True])
 @pytest.mark.parametrize("input_last", [False, True])
 @pytest.mark.parametrize("mask", [[True, True, True], [True, False, False]])
@@ -167,6 +225,12 @@ def test_the_gradient_of_a_batch_norm_needs_a_second_one_in_the_same_layout(
     assert_close(peaks(run, gradient, x, w, mean, var))
 
 
+def _folded(kernel: int) -> Callable[..., Any]:
+    edge = kernel // 2
+    return lambda a: aten.col2im.default(a, [8, 8], [kernel] * 2, [1, 1], [edge] * 2, [2, 2])
+
+
+IMAGE = torch.ones(5, 12, 8, 8)
 ONES, TALL, STACK = torch.ones(70, 90), torch.ones(90, 80), torch.ones(3, 90, 80)
 OTHERS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "sum of types": (aten.add.Tensor, (ONES, ONES.bool())),
@@ -181,6 +245,15 @@ OTHERS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "product with gaps": (aten.mm.default, (ONES, TALL[:, ::2])),
     "batch": (aten.bmm.default, (torch.ones(3, 70, 90), STACK)),
     "batch of transposes": (aten.bmm.default, (torch.ones(3, 70, 80), STACK.mT)),
+    "patches": (lambda a: aten.im2col.default(a, [3, 3], [1, 1], [1, 1], [2, 2]), (IMAGE,)),
+    "patches of turned images": (
+        lambda a: aten.im2col.default(a, [3, 3], [1, 1], [1, 1], [1, 1]),
+        (IMAGE.contiguous(memory_format=CHANNELS_LAST),),
+    ),
+    "fewer pixels": (lambda a: aten.im2col.default(a, [1, 1], [1, 1], [0, 0], [2, 2]), (IMAGE,)),
+    "patches added up": (_folded(3), (torch.ones(5, 108, 16),)),
+    "turned patches added up": (_folded(3), (torch.ones(5, 16, 108).mT,)),
+    "pixels apart": (_folded(1), (torch.ones(5, 12, 16),)),
     "batch with gaps": (aten.bmm.default, (torch.ones(3, 70, 90), STACK[..., ::2])),
 }
 
@@ -213,6 +286,13 @@ def test_packing_on_another_grid_holds_a_chunk(layout: str) -> None:
     assert_close(peaks(run, packed))
 
 
+def test_memory_that_patches_leave_over_is_held_until_they_die() -> None:
+    module = make_fx(lambda a: _folded(3)(a).relu(), tracing_mode="fake")(torch.ones(5, 108, 16))
+    patches, result = 5 * 108 * 16 * 4, 5 * 12 * 8 * 8 * 4
+    found = analyse_liveness(module.graph, workspace=workspace_phases)
+    assert (found.timeline_bytes, found.end_bytes) == ((patches, patches + result), result)
+
+
 def graph_of(run: Callable[..., Any], *args: Tensor) -> Graph:
     return make_fx(run, tracing_mode="fake")(*args).graph
 
@@ -238,8 +318,8 @@ def _operator(graph: Graph) -> Node:
     return next(node for node in call_nodes(graph) if not is_getitem(node))
 
 
-def test_a_transposed_convolution_is_not_known() -> None:
-    x, w = torch.empty(4, 3, 9, 9), torch.empty(3, 8, 3, 3)
-    rest = [[1, 1], [1, 1], [1, 1], True, [0, 0], 1]
-    graph = graph_of(lambda x, w: aten.convolution.default(x, w, None, *rest), x, w)
-    assert workspace_phases(_operator(graph)) == ()
+def test_the_gradient_of_a_transposed_convolution_is_not_known() -> None:
+    x, w, g = torch.empty(4, 3, 9, 9), torch.empty(3, 8, 3, 3), torch.empty(4, 8, 9, 9)
+    rest = [None, [1, 1], [1, 1], [1, 1], True, [0, 0], 1, [True, True, False]]
+    run = lambda g, x, w: aten.convolution_backward.default(g, x, w, *rest)[:2]  # noqa: E731
+    assert workspace_phases(_operator(graph_of(run, g, x, w))) == ()
