@@ -6,7 +6,7 @@ The only module that knows the keys of ``node.meta``.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,6 +95,21 @@ def stride_order(value: Tensor) -> tuple[int, ...]:
     """The dimensions from the largest stride to the smallest; sizes must be numbers."""
     dims = range(value.dim())
     return tuple(sorted(dims, key=lambda d: (-value.stride(d), -value.shape[d], d)))
+
+
+def is_dense(value: Tensor, order: Sequence[int]) -> bool:
+    """Whether the tensor fills its memory with its dimensions in this order; sizes are numbers.
+
+    As `value.permute(order).is_contiguous()`, without a trip through the fake tensor's dispatch.
+    """
+    if 0 in value.shape:
+        return True
+    step = 1
+    for dim in reversed(order):
+        if value.shape[dim] != 1 and value.stride(dim) != step:
+            return False
+        step *= int(value.shape[dim])
+    return True
 
 
 def tensor_bytes(value: Tensor) -> int:

@@ -61,9 +61,10 @@ def choose_checkpoints(cost: CostGraph) -> Checkpoints:
     reached = _ancestors(cost, demanded, stop=kept)
     kept &= reached
     free = {n for n in reached if cost.nodes[n]["kind"] is OpKind.FREE}
+    recomputed = reached - kept - free
     return Checkpoints(
         kept=tuple(n for n in cost if n in kept),
-        recomputed=tuple(n for n in cost if n in reached - kept - free),
+        recomputed=tuple(n for n in cost if n in recomputed),
         anchors=anchors & kept,
     )
 

@@ -7,10 +7,37 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from snnfx.passes.fxgraph import node_value, set_value, tensor_value
+from snnfx.passes.fxgraph import is_symbol, node_value, set_value, tensor_value
+
+Known = dict[object, Any]
+"""Fake results of calls, by all that decides about their sizes and strides."""
+
+
+def call_key(node: Node) -> object:
+    """The same for calls whose fake results are alike; sizes must be numbers."""
+    return (node.target, _key(node.args), _key(tuple(node.kwargs.items())))
+
+
+def _key(arg: Any) -> object:
+    value = node_value(arg) if isinstance(arg, Node) else arg
+    if isinstance(value, Tensor):
+        return (value.shape, value.stride(), value.dtype, value.device, value.storage_offset())
+    if isinstance(value, (list, tuple)):
+        return tuple(_key(item) for item in value)
+    return (type(value), value)
+
+
+def has_symbols(node: Node) -> bool:
+    """Whether a size among the arguments of the call is symbolic."""
+    return not all(
+        isinstance(size, int)
+        for source in node.all_input_nodes
+        for size in getattr(tensor_value(source), "shape", ())
+    ) or any(is_symbol(source) for source in node.all_input_nodes)
 
 
 class GraphBuilder:
@@ -19,12 +46,15 @@ class GraphBuilder:
     Args:
         graph: the graph to add to.
         like: a node of it with a fake tensor, whose fake mode computes the new values.
+        known: results of calls, to be shared by builders of one graph: of calls that are alike, one
+            is computed.
     """
 
-    def __init__(self, graph: Graph, like: Node) -> None:
+    def __init__(self, graph: Graph, like: Node, known: Known | None = None) -> None:
         self.graph = graph
         value = tensor_value(like)
         self._mode = getattr(value, "fake_mode", None)
+        self._known = known
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
         """Add a call of `target`; nodes among the arguments stand for their values."""
@@ -34,6 +64,14 @@ class GraphBuilder:
 
     def value_of(self, node: Node) -> Any:
         """What the node computes, from the fake values of its arguments."""
+        if self._known is None or has_symbols(node):
+            return self._compute(node)
+        key = call_key(node)
+        if key not in self._known:
+            self._known[key] = self._compute(node)
+        return self._known[key]
+
+    def _compute(self, node: Node) -> Any:
         target: Any = node.target
         values = map_arg(node.args, node_value)
         named = map_arg(node.kwargs, node_value)

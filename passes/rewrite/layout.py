@@ -31,6 +31,7 @@ from snnfx.passes.fxgraph import (
     stride_order,
     tensor_value,
 )
+from snnfx.passes.rewrite.builder import Known, call_key
 
 aten = torch.ops.aten
 PACK, UNPACK = torch.ops.snnfx.pack_bits.default, torch.ops.snnfx.unpack_bits.default
@@ -59,9 +60,6 @@ WEIGHTS: dict[Any, int] = {
 DTYPES = (torch.float32, torch.float64)
 REDUCTIONS = frozenset({aten.sum, aten.mean, torch.ops.snnfx.batch_norm_statistics})
 """Operators that read elements in any layout."""
-
-Known = dict[object, Any]
-"""Results of calls, by all that decides about their sizes and strides."""
 
 ACTIVATION_RATIO = 2
 """A convolution is converted if its activations hold this many times the elements of its weight."""
@@ -154,20 +152,10 @@ def _insert_copy(graph: Graph, node: Node, position: int, wanted: torch.memory_f
 
 def _recall(node: Node, known: Known) -> Any:
     """What the node computes; of calls that are alike but for their tensors, one is computed."""
-    key = (node.target, _key(node.args), _key(tuple(node.kwargs.items())))
+    key = call_key(node)
     if key not in known:
         known[key] = _compute(node)
     return known[key]
-
-
-def _key(arg: Any) -> object:
-    """All of an argument that decides about the sizes and strides of results."""
-    value = node_value(arg) if isinstance(arg, Node) else arg
-    if isinstance(value, Tensor):
-        return (value.shape, value.stride(), value.dtype, value.storage_offset())
-    if isinstance(value, (list, tuple)):
-        return tuple(_key(item) for item in value)
-    return (type(value), value)
 
 
 def _compute(node: Node) -> Any:

@@ -22,7 +22,7 @@ from torch.fx import Graph, Node
 
 import snnfx.kernels.norm  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
 from snnfx.passes.fxgraph import has_static_shape, is_getitem, tensor_value
-from snnfx.passes.rewrite.builder import GraphBuilder
+from snnfx.passes.rewrite.builder import GraphBuilder, Known
 
 aten = torch.ops.aten
 FORWARD = aten._native_batch_norm_legit_functional.default
@@ -39,11 +39,12 @@ class NormsResult:
 def expand_batch_norms(graph: Graph) -> NormsResult:
     """Replace the batch norms of a joint graph by statistics and pointwise operators."""
     changed = 0
+    known: Known = {}
     for node in list(graph.nodes):
         if node.target is FORWARD and node.args[5] and _is_supported(node):
-            _expand_forward(graph, node)
+            _expand_forward(graph, node, known)
         elif node.target is BACKWARD and node.args[7] and _is_supported(node):
-            _expand_backward(graph, node)
+            _expand_backward(graph, node, known)
         else:
             continue
         changed += 1
@@ -62,11 +63,11 @@ def _is_supported(node: Node) -> bool:
     )
 
 
-def _expand_forward(graph: Graph, node: Node) -> None:
+def _expand_forward(graph: Graph, node: Node, known: Known) -> None:
     x, weight, bias, running_mean, running_var, _, momentum, eps = node.args
     assert isinstance(x, Node)
     rank = _rank(x)
-    build = GraphBuilder(graph, x)
+    build = GraphBuilder(graph, x, known)
     with graph.inserting_before(node):
         statistics = build.call(torch.ops.snnfx.batch_norm_statistics.default,
                                 x, running_mean, running_var, momentum, eps)  # fmt: skip
@@ -82,7 +83,7 @@ def _expand_forward(graph: Graph, node: Node) -> None:
     _replace_items(graph, node, (result, mean, invstd, new_mean, new_var))
 
 
-def _expand_backward(graph: Graph, node: Node) -> None:
+def _expand_backward(graph: Graph, node: Node, known: Known) -> None:
     grad, x, weight, _, _, mean, invstd, _, _, _ = node.args
     assert isinstance(grad, Node)
     assert isinstance(x, Node)
@@ -93,7 +94,7 @@ def _expand_backward(graph: Graph, node: Node) -> None:
     assert value is not None
     count = prod(int(s) for s in value.shape) // int(value.shape[1])
     dims = [d for d in range(rank) if d != 1]
-    build = GraphBuilder(graph, x)
+    build = GraphBuilder(graph, x, known)
     with graph.inserting_before(node):
         centre = build.as_channels(mean, rank)
         product = build.call(aten.mul.Tensor, grad, build.call(aten.sub.Tensor, x, centre))

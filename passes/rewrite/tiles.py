@@ -25,7 +25,7 @@ import snnfx.kernels.tiles  # noqa: F401  # pyright: ignore[reportUnusedImport] 
 from snnfx.passes.analysis.axes import AxisFacts, tile_call
 from snnfx.passes.analysis.placement import Along, Mixed, Partial, Placement, tile_shape
 from snnfx.passes.fxgraph import is_getitem, set_value, stride_order, tensor_value
-from snnfx.passes.rewrite.builder import GraphBuilder
+from snnfx.passes.rewrite.builder import GraphBuilder, Known
 from snnfx.passes.rewrite.layout import LAID_OUT, with_order
 
 aten = torch.ops.aten
@@ -115,6 +115,7 @@ class _Tiling:
     level: dict[Node, int] = field(default_factory=dict)
     done: dict[Node, Node] = field(default_factory=dict)
     place: dict[Node, tuple[int, int]] = field(default_factory=dict)
+    known: Known = field(default_factory=dict)
 
     def run(self) -> None:
         self._find_rounds()
@@ -209,7 +210,7 @@ class _Tiling:
         return clone
 
     def _build(self, like: Node) -> GraphBuilder:
-        return GraphBuilder(self.graph, like)
+        return GraphBuilder(self.graph, like, self.known)
 
     def _slice(self, node: Node, placement: Placement, start: int, count: int) -> Node:
         """A tile of a whole tensor: a view, and a dense copy where slices are not in one piece."""

@@ -56,17 +56,19 @@ class Halves:
             return placeholders
         return placeholders[len(placeholders) - self.tangents :]
 
-    def copy(self) -> Halves:
+    def copy(self, *, forward: bool = True) -> Halves:
         """The same with graphs of its own, to try something on.
 
         Names that the backward no longer has are free in the copy: whoever takes one there is not
         what it stood for.
+
+        Args:
+            forward: False shares the forward, which is then not to be changed.
         """
         names = {node.name for node in self.backward.graph.nodes}
         origins = {name: value for name, value in self.origins.items() if name in names}
-        return replace(
-            self, forward=_copied(self.forward), backward=_copied(self.backward), origins=origins
-        )
+        first = _copied(self.forward) if forward else self.forward
+        return replace(self, forward=first, backward=_copied(self.backward), origins=origins)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ def schedule_halves(halves: Halves, like: Schedule | None = None) -> Schedule:
     outlines = None
     if halves.fused:
         before = like.outlines if like is not None and like.outlines else (None, None)
-        first = outline(halves.forward.graph, halves.driving(halves.forward), before[0])
+        first = before[0]
+        if first is None or first.source is not halves.forward.graph:
+            first = outline(halves.forward.graph, halves.driving(halves.forward), first)
         second = outline(halves.backward.graph, halves.driving(halves.backward), before[1])
         outlines = (first, second)
         graphs = (first.graph, second.graph)

@@ -223,7 +223,7 @@ def _tile(planned: Planned, axes: list[Axis | None], terms: Terms) -> Planned | 
 def _tiled(planned: Planned, part: Part, axis: Axis, terms: Terms) -> Planned | None:
     best: Planned | None = None
     for tiles in tile_counts(axis.size):
-        halves = planned.halves.copy()
+        halves = planned.halves.copy(forward=False)
         if tile_part(halves, part, axis, tiles).tiles == 1:
             break
         schedule = schedule_halves(halves, planned.schedule)

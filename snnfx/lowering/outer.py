@@ -36,11 +36,13 @@ class Outline:
             of it needs.
         calls: the region behind each `call_module` node, by its target.
         found: the regions, and what was kept out of them.
+        source: the graph that was outlined.
     """
 
     graph: Graph
     calls: Mapping[str, tuple[Node, Region]]
     found: RegionsResult
+    source: Graph
 
 
 def outline(graph: Graph, driving: Iterable[Node], like: Outline | None = None) -> Outline:
@@ -59,7 +61,7 @@ def outline(graph: Graph, driving: Iterable[Node], like: Outline | None = None) 
     for node, region in calls.values():
         set_donations(node, _donations(node, region, roots, last))
     outer.lint()
-    return Outline(outer, calls, found)
+    return Outline(outer, calls, found, graph)
 
 
 def compile_outline(module: GraphModule, outlined: Outline) -> GraphModule:

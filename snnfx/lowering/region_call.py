@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from snnfx.kernels.region_build import RegionKernel
 from snnfx.kernels.region_layout import Layout
-from snnfx.passes.fxgraph import stride_order, tensor_value
+from snnfx.passes.fxgraph import is_dense, stride_order, tensor_value
 from snnfx.passes.rewrite.region_program import OutputSpec, RegionProgram, base_reference
 
 
@@ -159,4 +159,4 @@ def _dense_order(value: Tensor) -> tuple[int, ...]:
     if not all(isinstance(size, int) for size in value.shape):
         return dims
     order = stride_order(value)
-    return order if value.permute(order).is_contiguous() else dims
+    return order if is_dense(value, order) else dims
