@@ -30,11 +30,17 @@ class Options:
     """What ``torch.compile(model, backend="snnmem", options={...})`` takes.
 
     Attributes:
-        level: 0 leaves the graph as it is; 1 checkpoints every layer from its packed input; 2 to 4
-            are accepted and run what exists.
-        memory_budget: bytes, a string such as ``"16GiB"``, or None for no limit. Checked and noted
-            in the plan, which is the one of least memory in any case.
-        prefer: ``"speed"``, ``"balanced"`` or ``"memory"``: checked and noted likewise.
+        level: 0 leaves the graph as it is; 1 computes every layer again from its packed input; 2 also
+            splits the segment at the peak where one more kept value lowers it; 3 also runs the
+            part of the backward at the peak in tiles along the batch; 4 also keeps values after
+            all where that does not raise the peak, so that they are not computed again.
+        memory_budget: bytes of activations, a string such as ``"16GiB"``, or None. With it, the
+            plan is the fastest one found whose predicted peak fits.
+        prefer: without a budget, how much time a lower peak may cost. ``"speed"`` never tiles, and
+            keeps all that stays below the peak of the graph as it was; ``"balanced"`` splits and
+            tiles where that lowers the peak by 5% or more and takes 2% of the step or less;
+            ``"memory"`` wherever it lowers the peak by 1% or more. The last two keep values only
+            where that does not raise the peak.
         compress: whether checkpoints are packed where that is proven lossless.
         lowering: ``"inductor"`` compiles the fused regions, ``"eager"`` runs every op by itself,
             with the bits of the plain model.

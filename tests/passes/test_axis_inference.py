@@ -48,7 +48,7 @@ def graphs(network: str) -> dict[str, tuple[GraphModule, Capture | None]]:
     }
     for lowering in ("eager", "inductor"):
         joint, roles = _copied(captured.graph_module, captured.roles)
-        halves = partition_joint(joint, roles, Options.parse({"lowering": lowering}))
+        halves = partition_joint(joint, roles, Options.parse({"lowering": lowering, "level": 1}))
         for name, half in (("forward", halves.forward), ("backward", halves.backward)):
             if lowering == "inductor":
                 prefer_channels_last(half.graph)
