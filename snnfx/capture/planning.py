@@ -14,7 +14,7 @@ What the limit is, and how much time a lower peak may cost, follows from `prefer
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from snnfx.capture.halves import Halves, Schedule, keep_packed, keep_values, schedule_halves
@@ -68,9 +68,13 @@ class Planned:
         return self.schedule.timeline.peak_bytes
 
     @property
-    def restored(self) -> frozenset[str]:
-        """The values that were given back."""
-        return frozenset(d.target for d in self.decisions if d.kind == "restore")
+    def given(self) -> Mapping[str, bool]:
+        """The values that are saved after all, and whether packed."""
+        return {
+            d.target: d.kind == "split" and d.target in self.halves.encodings
+            for d in self.decisions
+            if d.kind in ("split", "restore")
+        }
 
     def changed(
         self, kind: DecisionKind, target: str, halves: Halves, schedule: Schedule, reason: str
@@ -152,7 +156,9 @@ def _smaller(first: Planned, level: int, terms: Terms) -> Iterator[Planned]:
 
 
 def _is_better(before: Planned, after: Schedule, terms: Terms) -> bool:
-    gained = after.timeline.peak_bytes <= (1 - terms.gain) * before.peak_bytes
+    is_free = after.seconds <= before.schedule.seconds
+    gain = TERMS["memory"].gain if is_free else terms.gain
+    gained = after.timeline.peak_bytes <= (1 - gain) * before.peak_bytes
     return gained and after.seconds <= (1 + terms.slowdown) * before.schedule.seconds
 
 
