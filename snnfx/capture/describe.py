@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from snnfx.passes.analysis.opkinds import OpKind
 from snnfx.passes.analysis.packs import Pack
@@ -59,7 +60,7 @@ def describe_saved(
     cost: CostGraph,
     checkpoints: Checkpoints,
     packs: Sequence[Pack],
-    restored: frozenset[str] = frozenset(),
+    given: Mapping[str, bool] = MappingProxyType({}),
 ) -> tuple[SavedTensor, ...]:
     """What becomes of each value that is kept, or was kept without the plan.
 
@@ -67,11 +68,14 @@ def describe_saved(
         cost: the values.
         checkpoints: which of them are kept at level 1.
         packs: how they are packed.
-        restored: which of the others are kept after all.
+        given: what is saved as levels 2 to 4 decided instead, and whether packed.
     """
     packed = {member.name: pack for pack in packs for member in pack.members}
     saved: list[SavedTensor] = []
     for name in checkpoints.kept:
+        if name in given:
+            saved.append(_given(cost, name, given[name]))
+            continue
         size, kind = cost.nodes[name]["bytes"], cost.nodes[name]["kind"].value
         if name in packed:
             bits = packed[name].encoding.bits
@@ -82,10 +86,18 @@ def describe_saved(
             saved.append(SavedTensor(name, "kept", None, size, size, kind))
     for name in checkpoints.recomputed:
         attrs = cost.nodes[name]
-        if name in restored:
-            reason = "kept after all: there is room, and computing it again takes time"
-            saved.append(SavedTensor(name, "kept", None, attrs["bytes"], attrs["bytes"], reason))
+        if name in given:
+            saved.append(_given(cost, name, given[name]))
         elif attrs["demanded"] and attrs["is_tensor"] and not attrs["is_view"]:
             reason = "computed again from the kept values of its segment"
             saved.append(SavedTensor(name, "dropped", None, attrs["bytes"], 0, reason))
     return tuple(saved)
+
+
+def _given(cost: CostGraph, name: str, is_packed: bool) -> SavedTensor:
+    attrs = cost.nodes[name]
+    reason = "kept after all, so that it is not computed again"
+    if is_packed:
+        stored = attrs["packed_bytes"]
+        return SavedTensor(name, "packed", attrs["bits"], attrs["bytes"], stored, reason)
+    return SavedTensor(name, "kept", None, attrs["bytes"], attrs["bytes"], reason)

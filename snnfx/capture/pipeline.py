@@ -118,7 +118,7 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
         baseline.plan,
         applied=True,
         segments=describe_segments(cost, checkpoints),
-        saved=describe_saved(cost, checkpoints, packs, planned.restored),
+        saved=describe_saved(cost, checkpoints, packs, planned.given),
         predicted=planned.schedule.recorded(halves.outputs),
         predicted_seconds=planned.schedule.seconds,
         extra_flops=_flops(planned.halves.forward, planned.halves.backward)

@@ -14,7 +14,7 @@ What the limit is, and how much time a lower peak may cost, follows from `prefer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from snnfx.capture.halves import Halves, Schedule, keep_packed, keep_values, schedule_halves
@@ -76,9 +76,13 @@ class Planned:
         return self.schedule.timeline.peak_bytes
 
     @property
-    def restored(self) -> frozenset[str]:
-        """The values that were given back."""
-        return frozenset(d.target for d in self.decisions if d.kind == "restore")
+    def given(self) -> Mapping[str, bool]:
+        """The values that are saved after all, and whether packed."""
+        return {
+            d.target: d.kind == "split" and d.target in self.halves.encodings
+            for d in self.decisions
+            if d.kind in ("split", "restore")
+        }
 
     def changed(
         self, kind: DecisionKind, target: str, halves: Halves, schedule: Schedule, reason: str
@@ -159,7 +163,9 @@ def _smaller(first: Planned, level: int, terms: Terms) -> Iterator[Planned]:
 
 
 def _is_better(before: Planned, after: Schedule, terms: Terms) -> bool:
-    gained = after.timeline.peak_bytes <= (1 - terms.gain) * before.peak_bytes
+    is_free = after.seconds <= before.schedule.seconds
+    gain = TERMS["memory"].gain if is_free else terms.gain
+    gained = after.timeline.peak_bytes <= (1 - gain) * before.peak_bytes
     return gained and after.seconds <= (1 + terms.slowdown) * before.schedule.seconds
 
 
@@ -173,7 +179,7 @@ def _split(planned: Planned, terms: Terms) -> Planned | None:
         if not candidate.made <= peak <= candidate.last:
             continue
         encoding = planned.halves.encodings.get(candidate.name)
-        if not _may_lower(points, candidate, encoding, terms):
+        if not _may_lower(points, candidate, encoding):
             continue
         halves = planned.halves.copy()
         if encoding is None:
@@ -189,15 +195,13 @@ def _split(planned: Planned, terms: Terms) -> Planned | None:
     return best
 
 
-def _may_lower(
-    points: Sequence[int], candidate: Restorable, encoding: Encoding | None, terms: Terms
-) -> bool:
+def _may_lower(points: Sequence[int], candidate: Restorable, encoding: Encoding | None) -> bool:
     """Whether keeping a value can lower the peak: not if another point then reaches it."""
     stored = candidate.bytes
     if encoding is not None:
         stored = -(-stored * encoding.bits // 32)
     before = max(points[candidate.first : candidate.made], default=0)
-    return before + stored <= (1 - terms.gain) * max(points)
+    return before + stored < max(points)
 
 
 def _tile(planned: Planned, axes: list[Axis | None], terms: Terms) -> Planned | None:
