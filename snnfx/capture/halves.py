@@ -207,7 +207,7 @@ def _drop_unread(halves: Halves) -> None:
 
 
 def _set_results(graph: Graph, results: list[object]) -> None:
-    graph.output_node().args = (tuple(results),)
+    graph.output_node().args = (tuple(results),)  # type: ignore[assignment]
 
 
 def _copied(module: GraphModule) -> GraphModule:

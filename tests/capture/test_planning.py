@@ -192,4 +192,4 @@ def test_another_process_comes_to_the_same_plan(seed: str) -> None:
         check=True,
         env={"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1", "PATH": ""},
     )
-    assert done.stdout.strip().split("\n") == [plan.to_json() for plan in own]
+    assert done.stdout.strip() == "\n".join(plan.to_json() for plan in own)
