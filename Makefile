@@ -30,8 +30,8 @@ install: .venv/.frameworks ## build .venv with everything that tests and benchma
 demo: .venv/.installed ## train a spiking net on digits, plain and with snnmem, and compare
 	$(BIN)/python examples/train_digits.py
 
-test: .venv/.frameworks ## run all tests
-	$(BIN)/python -m pytest
+test: .venv/.frameworks ## run all tests, on two cores
+	$(BIN)/python -m pytest -n 2
 
 lint: .venv/.installed ## check style and formatting
 	$(BIN)/ruff check .

@@ -30,10 +30,10 @@ class Options:
     """What ``torch.compile(model, backend="snnmem", options={...})`` takes.
 
     Attributes:
-        level: 0 leaves the graph as it is; 1 computes every layer again from its packed input; 2 also
-            splits the segment at the peak where one more kept value lowers it; 3 also runs the
-            part of the backward at the peak in tiles along the batch; 4 also keeps values after
-            all where that does not raise the peak, so that they are not computed again.
+        level: 0 leaves the graph as it is; 1 computes every layer again from its packed input; 2
+            also splits the segment at the peak where one more kept value lowers it; 3 also runs
+            the part of the backward at the peak in tiles along the batch; 4 also keeps values
+            after all where that does not raise the peak, so that they are not computed again.
         memory_budget: bytes of activations, a string such as ``"16GiB"``, or None. With it, the
             plan is the fastest one found whose predicted peak fits.
         prefer: without a budget, how much time a lower peak may cost. ``"speed"`` never tiles, and
