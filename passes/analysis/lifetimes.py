@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from snnfx.passes.analysis.liveness import last_readers, storage_roots
+from snnfx.passes.analysis.liveness import last_readers, storage_bytes, storage_roots
 from snnfx.passes.fxgraph import (
     is_getitem,
     is_view,

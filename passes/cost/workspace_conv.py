@@ -352,9 +352,7 @@ def read_convolution(node: Node) -> Convolution | None:
     image, weight = (_tensor(arg) for arg in node.args[first : first + 2])
     result = _tensor(node.args[0]) if is_backward else tensor_value(node)
     arguments = node.args[4 if is_backward else 3 :][:6]
-    if image is None or weight is None or result is None or (
-        is_backward and arguments[3]
-    ):
+    if image is None or weight is None or result is None or (is_backward and arguments[3]):
         return None
     pixels_out = math.prod(_sizes(result)[2:])
     return convolution_of(image, weight, pixels_out, arguments, (result,) if is_backward else ())
