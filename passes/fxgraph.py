@@ -20,6 +20,7 @@ VALUE_KEY = "val"
 DONATED_KEY = "snnfx_donated"
 LATE_KEY = "snnfx_late"
 STACK_KEY = "stack_trace"
+TILE_KEY = "snnfx_tile"
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,19 @@ def set_late(node: Node) -> None:
 def is_late(node: Node) -> bool:
     """Whether the node runs as late as it can whatever it depends on."""
     return bool(node.meta.get(LATE_KEY, False))
+
+
+def set_tile(node: Node, whole: str, start: int) -> None:
+    """Record that the node computes the tile of the node `whole` from slice `start` on.
+
+    A tile of a tile is told as the first that it was.
+    """
+    node.meta.setdefault(TILE_KEY, (whole, start))
+
+
+def tile_of(node: Node) -> tuple[str, int] | None:
+    """The name of what the node computes a tile of, and the first slice; None for other nodes."""
+    return node.meta.get(TILE_KEY)
 
 
 def set_donations(node: Node, donated: Mapping[int, int]) -> None:

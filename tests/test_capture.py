@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -129,6 +130,32 @@ def test_the_same_capture_gives_the_same_plan_again_and_stays_as_it_is() -> None
     assert first == captured.plan(lowering="eager") == plan(captured, lowering="eager")
     assert first.applied
     assert str(captured.graph_module.graph) == text
+
+
+@pytest.mark.parametrize("lowering", ["eager", "inductor"])
+def test_segments_are_found_in_the_schedule_last_layer_first(lowering: str) -> None:
+    workload = NETS["vgg"]()
+    made = plan(workload.model, workload.inputs, level=1, lowering=lowering)
+    points = [segment.backward_points for segment in made.segments]
+    assert all(points)
+    for (first, last), before in itertools.pairwise([p for p in reversed(points) if p]):
+        assert first <= last < before[0]
+    for segment in made.segments:
+        first, last = segment.backward_points or (0, 0)
+        names = made.predicted.backward_names[first : last + 1]
+        assert sum(name.startswith("convolution") for name in names) >= 1, segment.name
+        assert (segment.tiles, segment.axis) == (1, None)
+
+
+def test_a_segment_tells_in_how_many_tiles_it_is_computed_again() -> None:
+    workload = NETS["vgg"]()
+    made = plan(workload.model, workload.inputs, level=3, prefer="memory")
+    tiled = {d.target: d.reason for d in made.decisions if d.kind == "tile"}
+    assert tiled
+    for segment in made.segments:
+        assert (segment.name in tiled) == (segment.tiles > 1) == (segment.axis == "batch")
+        assert segment.tiles == 1 or f" {segment.tiles} tiles" in tiled[segment.name]
+    assert all(segment.backward_points for segment in made.segments)
 
 
 PLANS_ELSEWHERE = """

@@ -24,7 +24,7 @@ from torch.fx.node import map_arg
 import snnfx.kernels.tiles  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
 from snnfx.passes.analysis.axes import AxisFacts, tile_call
 from snnfx.passes.analysis.placement import Along, Mixed, Partial, Placement, tile_shape
-from snnfx.passes.fxgraph import is_getitem, set_value, stride_order, tensor_value
+from snnfx.passes.fxgraph import is_getitem, set_tile, set_value, stride_order, tensor_value
 from snnfx.passes.rewrite.builder import GraphBuilder, Known
 from snnfx.passes.rewrite.layout import LAID_OUT, with_order
 
@@ -203,6 +203,7 @@ class _Tiling:
             map_arg(call.kwargs, source),
         )
         clone.meta = dict(node.meta)
+        set_tile(clone, node.name, start)
         value, whole = self._build(node).value_of(clone), tensor_value(node)
         if node.target in LAID_OUT and whole is not None:
             value = with_order(value, stride_order(whole))

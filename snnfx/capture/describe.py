@@ -2,23 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from torch.fx import Node
+
+from snnfx.capture.halves import Schedule
 from snnfx.passes.analysis.opkinds import OpKind
 from snnfx.passes.analysis.packs import Pack
 from snnfx.passes.cost.graph import CostGraph
+from snnfx.passes.fxgraph import is_getitem, tile_of
 from snnfx.passes.plan.memory_plan import SavedTensor, Segment
 from snnfx.passes.plan.segments import Checkpoints
 
 
-def describe_segments(cost: CostGraph, checkpoints: Checkpoints) -> tuple[Segment, ...]:
+@dataclass
+class _Rerun:
+    """Where a value of the forward is computed again.
+
+    Attributes:
+        points: steps of the backward.
+        tiles: the first slice of each tile that is computed for itself.
+    """
+
+    points: list[int] = field(default_factory=list)
+    tiles: set[int] = field(default_factory=set)
+
+
+def describe_segments(
+    cost: CostGraph, checkpoints: Checkpoints, schedule: Schedule, origins: Mapping[str, str]
+) -> tuple[Segment, ...]:
     """One segment for each weight that is computed again, with the light work behind it.
 
     Light work in front of a weight, such as turning kept spikes into its input, belongs to it, too,
     if it is behind no other weight.
+
+    Args:
+        cost: the values.
+        checkpoints: which of them are computed again.
+        schedule: the order in which the backward runs.
+        origins: see `snnfx.capture.halves.Halves`.
     """
     recomputed = frozenset(checkpoints.recomputed)
+    kept = frozenset(checkpoints.kept)
+    reruns = _reruns(schedule, origins)
+    return tuple(
+        _placed(
+            Segment(
+                weight,
+                _kept_sources(cost, weight, recomputed, kept),
+                len(values),
+                sum(cost.nodes[value]["flops"] for value in values),
+            ),
+            [reruns[value] for value in values if value in reruns],
+        )
+        for weight, values in _members(cost, checkpoints).items()
+    )
+
+
+def _members(cost: CostGraph, checkpoints: Checkpoints) -> dict[str, list[str]]:
+    """The values of each segment, by its weight."""
     owner: dict[str, str] = {}
     for name in checkpoints.recomputed:
         attrs = cost.nodes[name]
@@ -30,15 +74,41 @@ def describe_segments(cost: CostGraph, checkpoints: Checkpoints) -> tuple[Segmen
     members: dict[str, list[str]] = {}
     for name, weight in owner.items():
         members.setdefault(weight, []).append(name)
-    kept = frozenset(checkpoints.kept)
-    return tuple(
-        Segment(
-            weight,
-            _kept_sources(cost, weight, recomputed, kept),
-            len(values),
-            sum(cost.nodes[value]["flops"] for value in values),
-        )
-        for weight, values in members.items()
+    return members
+
+
+def _reruns(schedule: Schedule, origins: Mapping[str, str]) -> dict[str, _Rerun]:
+    """For the values of the forward that the backward computes again: when, and in which tiles."""
+    found: dict[str, _Rerun] = {}
+    running = (n for n in schedule.backward.nodes if n.op not in ("placeholder", "output"))
+    for point, step in enumerate(running):
+        for node in _computed(step, schedule):
+            whole, start = tile_of(node) or (node.name, None)
+            if whole in origins:
+                rerun = found.setdefault(origins[whole], _Rerun())
+                rerun.points.append(point)
+                rerun.tiles.update(() if start is None else (start,))
+    return found
+
+
+def _computed(step: Node, schedule: Schedule) -> Iterator[Node]:
+    """The nodes of the backward that a step of its schedule computes."""
+    calls = schedule.outlines[1].calls if schedule.outlines is not None else {}
+    if step.op == "call_module":
+        yield from calls[str(step.target)][1].nodes
+    elif not is_getitem(step):  # which computes nothing, and is named anew where regions are
+        yield step
+
+
+def _placed(segment: Segment, reruns: Sequence[_Rerun]) -> Segment:
+    """The segment, with where it is computed again and in how many tiles."""
+    points = [point for rerun in reruns for point in rerun.points]
+    tiles = max((len(rerun.tiles) for rerun in reruns), default=0)
+    return replace(
+        segment,
+        tiles=max(1, tiles),
+        axis="batch" if tiles > 1 else None,
+        backward_points=(min(points), max(points)) if points else None,
     )
 
 

@@ -140,7 +140,10 @@ def _outer_graph(
         results = [spec.node for spec in unit.program.outputs]
         set_value(call, tuple(tensor_value(node) for node in results))
         for position, node in enumerate(results):
-            made[node] = outer.call_function(operator.getitem, (call, position))
+            # Named apart: all other nodes keep their names, by which the plan knows them.
+            made[node] = outer.create_node(
+                "call_function", operator.getitem, (call, position), name=f"{name}_{position}"
+            )
             made[node].meta = dict(node.meta)
         calls[name] = (call, unit)
     outer.node_copy(graph.output_node(), lambda n: made[n])

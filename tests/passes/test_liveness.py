@@ -17,7 +17,7 @@ import snnfx
 from snnfx.capture.offline import Capture, capture
 from snnfx.capture.timeline import recorded, step_timeline
 from snnfx.passes.analysis.liveness import Phase, analyse_liveness, storage_roots
-from snnfx.passes.fxgraph import output_args
+from snnfx.passes.fxgraph import output_args, set_donations
 from snnfx.passes.plan.memory_plan import MemoryPlan
 
 from examples.models import SEWResNet, Workload, build
@@ -31,6 +31,7 @@ dynamo_warns = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
 
+aten = torch.ops.aten
 Step = Callable[[Tensor, Tensor], Tensor]
 # Each gives [4, 6] from two of [4, 6].
 SINGLE: dict[str, Step] = {
@@ -195,6 +196,20 @@ def test_a_picked_result_lives_until_the_last_one_is_picked() -> None:
     found = analyse_liveness(module.graph)
     at = dict(zip(found.names, found.timeline_bytes, strict=True))
     assert at["neg"] == alive["neg"] == 4 * (4 + 8 + 4 + 4)
+
+
+def test_a_result_in_the_memory_of_an_argument_adds_nothing_when_it_is_picked() -> None:
+    def run(a: Tensor) -> Tensor:
+        minimum, maximum = torch.aminmax(a * 2, dim=0, keepdim=True)
+        return minimum + maximum
+
+    module = make_fx(run, tracing_mode="fake")(torch.ones(1, 10))
+    pair = next(node for node in module.graph.nodes if node.target is aten.aminmax.default)
+    set_donations(pair, {0: 0})
+    row = 40
+    # The doubled row, the second result beside it, both picked, then the sum in a row of its own.
+    expected = (row, 2 * row, 2 * row, 2 * row, 3 * row)
+    assert analyse_liveness(module.graph).timeline_bytes == expected
 
 
 def test_saved_tensors_are_matched_by_place_whatever_their_names() -> None:
