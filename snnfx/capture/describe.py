@@ -31,7 +31,11 @@ class _Rerun:
 
 
 def describe_segments(
-    cost: CostGraph, checkpoints: Checkpoints, schedule: Schedule, origins: Mapping[str, str]
+    cost: CostGraph,
+    checkpoints: Checkpoints,
+    schedule: Schedule,
+    origins: Mapping[str, str],
+    first_origins: Mapping[str, str],
 ) -> tuple[Segment, ...]:
     """One segment for each weight that is computed again, with the light work behind it.
 
@@ -43,10 +47,11 @@ def describe_segments(
         checkpoints: which of them are computed again.
         schedule: the order in which the backward runs.
         origins: see `snnfx.capture.halves.Halves`.
+        first_origins: the same before anything was tiled, since tiles take the place of wholes.
     """
     recomputed = frozenset(checkpoints.recomputed)
     kept = frozenset(checkpoints.kept)
-    reruns = _reruns(schedule, origins)
+    reruns = _reruns(schedule, origins, first_origins)
     return tuple(
         _placed(
             Segment(
@@ -77,17 +82,20 @@ def _members(cost: CostGraph, checkpoints: Checkpoints) -> dict[str, list[str]]:
     return members
 
 
-def _reruns(schedule: Schedule, origins: Mapping[str, str]) -> dict[str, _Rerun]:
+def _reruns(
+    schedule: Schedule, origins: Mapping[str, str], first_origins: Mapping[str, str]
+) -> dict[str, _Rerun]:
     """For the values of the forward that the backward computes again: when, and in which tiles."""
     found: dict[str, _Rerun] = {}
     running = (n for n in schedule.backward.nodes if n.op not in ("placeholder", "output"))
     for point, step in enumerate(running):
         for node in _computed(step, schedule):
-            whole, start = tile_of(node) or (node.name, None)
-            if whole in origins:
-                rerun = found.setdefault(origins[whole], _Rerun())
+            tile = tile_of(node)
+            origin = origins.get(node.name) if tile is None else first_origins.get(tile[0])
+            if origin is not None:
+                rerun = found.setdefault(origin, _Rerun())
                 rerun.points.append(point)
-                rerun.tiles.update(() if start is None else (start,))
+                rerun.tiles.update(() if tile is None else (tile[1],))
     return found
 
 

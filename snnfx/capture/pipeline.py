@@ -117,7 +117,9 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
     plan = replace(
         baseline.plan,
         applied=True,
-        segments=describe_segments(cost, checkpoints, planned.schedule, planned.halves.origins),
+        segments=describe_segments(
+            cost, checkpoints, planned.schedule, planned.halves.origins, halves.origins
+        ),
         saved=describe_saved(cost, checkpoints, packs, planned.given),
         predicted=planned.schedule.recorded(halves.outputs),
         predicted_seconds=planned.schedule.seconds,
