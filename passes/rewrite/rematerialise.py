@@ -112,7 +112,11 @@ class _Rematerialiser:
                 self._rewire(node)
         backward = frozenset(set(self.graph.nodes) - forward - {self.graph.output_node()})
         saved = _inputs_from_outside(self.graph, backward, self.roles)
-        origins = {clone.name: node.name for (_, node), clone in self.clones.items()}
+        origins = {
+            clone.name: node.name
+            for (_, node), clone in self.clones.items()
+            if node not in self.whole and node not in self.steps  # those are unpacked, not cloned
+        }
         return RematerialiseResult(saved, backward, len(self.clones), len(self.packs), origins)
 
     def _hold(self, primal: Node) -> Node:

@@ -244,7 +244,9 @@ def restore(planned: Planned, budget_bytes: int) -> Planned:
     """Give back values, most saved time first, while no point exceeds the budget."""
     budget = budget_bytes
     for _ in range(MAX_ROUNDS):
-        candidates = find_restorable(planned.halves, planned.schedule)
+        found = find_restorable(planned.halves, planned.schedule)
+        # What comes from a few bits an element is soon had again, and large beside them.
+        candidates = tuple(c for c in found if c.name not in planned.halves.encodings)
         timeline = planned.schedule.timeline
         points = (*timeline.forward, *timeline.backward)
         choice = choose_restored(points, candidates, budget)
