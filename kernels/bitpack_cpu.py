@@ -279,6 +279,10 @@ def _unpack_by_table(
     packed: torch.Tensor, flat: torch.Tensor, bits: int, scale: float, lo: int
 ) -> None:
     """Unpack `packed` into `flat` [n]: every byte selects a row of ``8 / bits`` values."""
+    if packed.numel() < 256:  # fewer than the table would have rows
+        shape = list(flat.shape)
+        flat.copy_(unpack_bits_reference(packed, shape, flat.dtype, bits, "flat", scale, lo))
+        return
     per = 8 // bits
     every_byte = torch.arange(256, dtype=torch.uint8)
     table = unpack_bits_reference(every_byte, [256, per], flat.dtype, bits, "flat", scale, lo)

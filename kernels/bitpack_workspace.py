@@ -89,6 +89,8 @@ def unpack_workspace_bytes(
         padded = _padded(min(_chunk() * bits // 4, count // shape[0]))
         return padded + per * padded * (1 + decoded)
     if bits == 1 or scale != 1.0 or lo != 0:
+        if -(-count // per) < 256:
+            return TABLE_ENTRY_BYTES * -(-count // per) * per
         entries = 256 * per
         indices = 4 * min(_chunk() // per, count // per)
         return max(TABLE_ENTRY_BYTES * entries, entries * dtype.itemsize + indices)

@@ -56,7 +56,7 @@ def brute_need(batch: int, level: int | None) -> int:
 
 
 def test_each_answer_fits_and_the_next_batch_does_not() -> None:
-    memory = 200_000
+    memory = 2_000_000
     fits = find_fits(spiking, memory, options={"lowering": "eager"}, methods=("eager", "level 1"))
     assert [f.method for f in fits] == ["eager", "level 1"]
     assert 10 < fits[0].batch < 0.7 * fits[1].batch

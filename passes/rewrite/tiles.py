@@ -24,7 +24,14 @@ from torch.fx.node import map_arg
 import snnfx.kernels.tiles  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers
 from snnfx.passes.analysis.axes import AxisFacts, tile_call
 from snnfx.passes.analysis.placement import Along, Mixed, Partial, Placement, tile_shape
-from snnfx.passes.fxgraph import is_getitem, set_tile, set_value, stride_order, tensor_value
+from snnfx.passes.fxgraph import (
+    is_getitem,
+    is_view,
+    set_tile,
+    set_value,
+    stride_order,
+    tensor_value,
+)
 from snnfx.passes.rewrite.builder import GraphBuilder, Known
 from snnfx.passes.rewrite.layout import LAID_OUT, with_order
 
@@ -194,7 +201,7 @@ class _Tiling:
             placement = self.facts.placement(given)
             if placement is None:
                 return key
-            clones[given] = self._slice(key, placement, start, count)
+            clones[given] = self._slice(given, key, placement, start, count)
             return clones[given]
 
         clone = self.graph.call_function(
@@ -213,15 +220,19 @@ class _Tiling:
     def _build(self, like: Node) -> GraphBuilder:
         return GraphBuilder(self.graph, like, self.known)
 
-    def _slice(self, node: Node, placement: Placement, start: int, count: int) -> Node:
+    def _is_viewed(self, given: Node) -> bool:
+        """Whether the part looks at the tensor in other shapes, which takes a dense one."""
+        return any(user in self.inside and is_view(user) for user in given.users)
+
+    def _slice(self, given: Node, node: Node, placement: Placement, start: int, count: int) -> Node:
         """A tile of a whole tensor: a view, and a dense copy where slices are not in one piece."""
         build, value = self._build(node), tensor_value(node)
         assert value is not None
         size, inner = self.facts.size, placement.inner
         if placement.outer == 1:
-            return build.call(
-                aten.slice.Tensor, node, placement.dim, start * inner, (start + count) * inner
-            )
+            ends = (start * inner, (start + count) * inner)
+            part = build.call(aten.slice.Tensor, node, placement.dim, *ends)
+            return build.call(aten.clone.default, part) if self._is_viewed(given) else part
         parts = placement.split_shape([int(s) for s in value.shape], size)
         axis = placement.dim + 1
         if inner == 1:

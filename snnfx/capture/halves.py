@@ -15,6 +15,7 @@ from snnfx.lowering.outer import Outline, outline
 from snnfx.passes.analysis.value_range import Encoding
 from snnfx.passes.cost.roofline import device_of, graph_seconds
 from snnfx.passes.fxgraph import (
+    has_static_shape,
     is_symbol,
     node_value,
     output_args,
@@ -48,6 +49,12 @@ class Halves:
     origins: Mapping[str, str]
     fused: bool
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether all sizes are numbers."""
+        nodes = (n for half in (self.forward, self.backward) for n in half.graph.nodes)
+        return all(has_static_shape(n) for n in nodes if tensor_value(n) is not None)
 
     def driving(self, half: GraphModule) -> list[Node]:
         """The placeholders whose dependents set the pace of a half."""

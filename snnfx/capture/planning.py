@@ -145,6 +145,8 @@ def _smaller(first: Planned, level: int, terms: Terms) -> Iterator[Planned]:
     """Plans of ever lower peak, the given one first."""
     planned = first
     yield planned
+    if level >= SPLIT_LEVEL and not first.halves.is_static:
+        return  # to compare symbolic sizes would fix them, and every new one would compile again
     for _ in range(MAX_SPLITS if level >= SPLIT_LEVEL else 0):
         split = _split(planned, terms)
         if split is None:

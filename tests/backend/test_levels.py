@@ -68,9 +68,12 @@ def test_the_eager_lowering_has_the_bits_of_the_plain_model(name: str, level: in
     assert set(found.values()) == {0.0}
 
 
-def test_a_split_and_what_is_restored_are_exact_where_regions_are_compiled() -> None:
-    found, plan = train("two weights in a row", "inductor", level=4, prefer="memory")
-    assert {d.kind for d in plan.decisions} == {"split", "restore"}
+@pytest.mark.parametrize(("prefer", "kind"), [("memory", "split"), ("speed", "restore")])
+def test_a_split_and_what_is_restored_are_exact_where_regions_are_compiled(
+    prefer: str, kind: str
+) -> None:
+    found, plan = train("two weights in a row", "inductor", level=4, prefer=prefer)
+    assert {d.kind for d in plan.decisions} == {kind}
     assert all(value <= TOLERANCE for value in found.values()), found
 
 

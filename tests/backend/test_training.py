@@ -76,7 +76,10 @@ def test_frozen_first_layer_gets_no_gradient_and_the_rest_match(lowering: str) -
     model, x = nets.convolutional(), nets.images(dtype_of(lowering))
     model[0].requires_grad_(False)
     comparison = compare(model.to(x.dtype), Training([(x,)], nets.weighted), lowering)
-    comparison.assert_packed(8)
+    if lowering == "eager":
+        comparison.assert_packed(8)
+    else:  # columns of a float64 convolution are the peak with any plan, so none is applied
+        assert "does not beat the baseline" in comparison.plans[0].notes[-1]
     gradients = [name for name in comparison.expected if "gradient" in name]
     assert gradients
     assert not any(" 0." in name or "model.0." in name for name in gradients)

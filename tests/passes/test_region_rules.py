@@ -353,7 +353,15 @@ def test_bfloat16_numbers_are_told_from_others() -> None:
     assert not any(is_bfloat16(v) for v in (0.3, 257.0, float("nan")))
 
 
+IN_TESTS_OF_POOLING = (
+    *("max_pool2d", "max_pool2d_offsets", "max_pool2d_backward"),
+    *("avg_pool2d_backward", "pool_packed"),
+)
+"""Operators whose rules `test_region_rules_pooling` holds."""
+
+
 def test_every_rule_is_tested() -> None:
     tested = {case.target for case in CASES} | set(TESTED)
+    tested |= {getattr(torch.ops.snnfx, name).default for name in IN_TESTS_OF_POOLING}
     packets = {t.overloadpacket for t in tested if isinstance(t, torch._ops.OpOverload)}
     assert set(REGION_RULES) <= tested | packets
