@@ -42,7 +42,7 @@ CASES: dict[str, Case] = {
     "linear": (nets.mlp, nets.features, ()),
     "batch norm": (nets.convolutional, nets.images, (MEAN,)),
     "max pooling of spikes": (between(nn.MaxPool2d(2)), nets.images, (MEAN,)),
-    "ternary spikes": (own(nets.TernarySTE.apply), partial(nets.features, batch=64), ()),
+    "ternary spikes": (own(nets.TernarySTE.apply), partial(nets.features, batch=512), ()),
     "heaviside": (
         lambda: nets.convolutional(lambda: nets.OwnNode(nets.HeavisideSTE.apply)),
         nets.images,
@@ -61,7 +61,7 @@ FURTHER: dict[str, Case] = {
     "average pooling of spikes": (between(nn.AvgPool2d(2)), nets.images, (MEAN,)),
     "average pooling by nine": (between(nn.AvgPool2d(3, 1, 1)), nets.images, (MEAN,)),
     "max pooling of overlapping windows": (between(nn.MaxPool2d(3, 2, 1)), nets.images, (MEAN,)),
-    "where": (own(nets.WhereSTE.apply), partial(nets.features, batch=8), ()),
+    "where": (own(nets.WhereSTE.apply), partial(nets.features, batch=512), ()),
     "attention with softmax": (lambda: nets.Attention(True), nets.tokens, ()),
     "detach trick": (
         lambda: nets.convolutional(lambda: nets.OwnNode(nets.detach_trick)),
