@@ -128,6 +128,11 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
         decisions=planned.decisions,
         notes=(*baseline.plan.notes, *_assumptions(packs, ranges)),
     )
+    if _is_needless(plan):
+        return _noted(
+            baseline,
+            "the graph fits memory_budget as it is, and is predicted to be faster than any plan",
+        )
     if plan.predicted_peak_bytes >= plan.baseline_peak_bytes:
         return _noted(
             baseline,
@@ -136,6 +141,12 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
         )
     halves = planned.halves
     return Partition(halves.forward, halves.backward, plan, planned.schedule.outlines)
+
+
+def _is_needless(plan: MemoryPlan) -> bool:
+    """Whether a budget asks for nothing that the graph as it is does not give, and faster."""
+    fits = plan.memory_budget is not None and plan.baseline_peak_bytes <= plan.memory_budget
+    return fits and plan.baseline_seconds <= plan.predicted_seconds
 
 
 def _halves(

@@ -114,15 +114,15 @@ def plan_levels(halves: Halves, options: Options, baseline_bytes: int) -> Planne
     """
     first = Planned(halves, schedule_halves(halves))
     if options.memory_budget is not None:
-        return _within(first, options, options.memory_budget)
+        return _within(first, options, options.memory_budget, baseline_bytes)
     if options.prefer == "speed":
         return restore(first, baseline_bytes - 1) if options.level >= RESTORE_LEVEL else first
     *_, last = _smaller(first, options.level, TERMS[options.prefer])
     return restore(last, last.peak_bytes) if options.level >= RESTORE_LEVEL else last
 
 
-def _within(first: Planned, options: Options, budget_bytes: int) -> Planned:
-    """The fastest plan that was found within the budget."""
+def _within(first: Planned, options: Options, budget_bytes: int, baseline_bytes: int) -> Planned:
+    """The fastest plan that was found within the budget; any if only the graph as it was fits."""
     fitting: list[Planned] = []
     smallest = first
     for planned in _smaller(first, options.level, TERMS["memory"]):
@@ -132,6 +132,8 @@ def _within(first: Planned, options: Options, budget_bytes: int) -> Planned:
             fitting.append(restore(planned, budget_bytes) if restores else planned)
             if len(fitting) > 1:
                 break
+    if not fitting and baseline_bytes <= budget_bytes:
+        return smallest
     if not fitting:
         raise BudgetError(
             f"no plan of level {options.level} fits memory_budget={budget_bytes:,} bytes: the "
