@@ -31,7 +31,7 @@ demo: .venv/.installed ## train a spiking net on digits, plain and with snnmem, 
 	$(BIN)/python examples/train_digits.py
 
 test: .venv/.frameworks ## run all tests, on two cores
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: .venv/.installed ## check style and formatting
 	$(BIN)/ruff check .
