@@ -72,7 +72,7 @@ def run(*arguments: Any) -> Result:
 
 def test_plan_prints_the_summary_and_writes_all_files(nets: str, tmp_path: Path) -> None:
     files = {name: tmp_path / f"plan.{name}" for name in ("json", "png", "pickle")}
-    options = ("--batch", 5, "--level", 1, "--lowering", "eager", "--budget", "1MiB", "-q")
+    options = ("--batch", 5, "--level", 1, "--lowering", "eager", "-q")
     outputs = ("--json", files["json"], "--plot", files["png"], "--snapshot", files["pickle"])
     result = run("plan", f"{nets}:net", *options, *outputs)
     assert result.exit_code == 0, result.output

@@ -128,25 +128,24 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
         decisions=planned.decisions,
         notes=(*baseline.plan.notes, *_assumptions(packs, ranges)),
     )
-    if _is_needless(plan):
-        return _noted(
-            baseline,
-            "the graph fits memory_budget as it is, and is predicted to be faster than any plan",
-        )
-    if plan.predicted_peak_bytes >= plan.baseline_peak_bytes:
-        return _noted(
-            baseline,
-            f"the plan's predicted peak of {plan.predicted_peak_bytes:,} bytes does not beat the "
-            f"baseline's {plan.baseline_peak_bytes:,}, so the graph is left as it is",
-        )
+    reason = _why_not(plan)
+    if reason is not None:
+        return _noted(baseline, reason)
     halves = planned.halves
     return Partition(halves.forward, halves.backward, plan, planned.schedule.outlines)
 
 
-def _is_needless(plan: MemoryPlan) -> bool:
-    """Whether a budget asks for nothing that the graph as it is does not give, and faster."""
+def _why_not(plan: MemoryPlan) -> str | None:
+    """Why the graph as it was is better than the plan, if it is."""
     fits = plan.memory_budget is not None and plan.baseline_peak_bytes <= plan.memory_budget
-    return fits and plan.baseline_seconds <= plan.predicted_seconds
+    if fits and plan.baseline_seconds <= plan.predicted_seconds:
+        return "the graph fits memory_budget as it is, and is predicted to be faster than any plan"
+    if plan.predicted_peak_bytes >= plan.baseline_peak_bytes:
+        return (
+            f"the plan's predicted peak of {plan.predicted_peak_bytes:,} bytes does not beat the "
+            f"baseline's {plan.baseline_peak_bytes:,}, so the graph is left as it is"
+        )
+    return None
 
 
 def _halves(

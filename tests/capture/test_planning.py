@@ -123,10 +123,12 @@ def test_a_plan_is_within_its_budget_and_a_larger_one_is_never_slower(
     budgets = [low + (high - low) * quarter // 4 for quarter in range(5)]
     plans = [planned(name, lowering, memory_budget=budget) for budget in budgets]
     for plan, budget in zip(plans, budgets, strict=True):
-        assert plan.applied
         assert plan.memory_budget == budget
         assert plan.predicted_peak_bytes <= budget
-        assert plan.predicted_peak_bytes < plan.baseline_peak_bytes
+        assert plan.applied == (plan.predicted_peak_bytes < plan.baseline_peak_bytes)
+        if not plan.applied:  # only where there is room for the graph as it is, the fastest
+            assert budget >= plan.baseline_peak_bytes
+            assert "fits memory_budget as it is" in plan.notes[-1]
     seconds = [plan.predicted_seconds for plan in plans]
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[-1] < seconds[0]
