@@ -31,6 +31,10 @@ class ChunkError(SnnfxError, ValueError):
     """A checkpointed sequence cannot be run in chunks of time as asked."""
 
 
+class CompressionError(SnnfxError, ValueError):
+    """A spike compressor cannot hold a tensor, or cannot give it back as asked."""
+
+
 class KernelError(SnnfxError, RuntimeError):
     """A kernel cannot be generated, compiled or called as asked."""
 

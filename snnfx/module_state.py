@@ -24,6 +24,10 @@ Slots = MutableMapping[str, Any]
 
 _DICTIONARIES = ("_buffers", "_memories")
 
+_STATISTICS = 1 << 16
+"""Floating buffers of at most so many elements count as written to: they may be running statistics,
+which batch norm updates without a trace, and cost little to keep."""
+
 
 class _Absent:
     """Stands for the value of a slot that does not exist."""
@@ -122,10 +126,11 @@ class StateWatch:
             for name, value in list(before.items()):
                 if not isinstance(value, Tensor):
                     continue
-                was_written = _version(value) != self._copies[id(value)][0]
+                version, copied = self._copies[id(value)]
+                was_written = _version(value) != version or _may_be_statistics(value)
                 if was_written or slots.get(name, _ABSENT) is not value:
-                    old = self._copies[id(value)][1] if was_written else value
-                    tensors.append(ChangedTensor(slots, name, _tracked_like(old, value)))
+                    old = copied.requires_grad_(value.requires_grad) if was_written else value
+                    tensors.append(ChangedTensor(slots, name, old))
                     before[name] = None  # keeps the place in the order
                 else:
                     versions.append((value, _version(value), f"tensor '{name}' of a module"))
@@ -164,8 +169,8 @@ def _put(slots: Slots, values: Slots) -> None:
             slots[name] = value
 
 
-def _tracked_like(old: Tensor, value: Tensor) -> Tensor:
-    return old if old is value else old.requires_grad_(value.requires_grad)
+def _may_be_statistics(value: Tensor) -> bool:
+    return value.is_floating_point() and value.numel() <= _STATISTICS and value.grad_fn is None
 
 
 def _version(tensor: Tensor) -> int:
