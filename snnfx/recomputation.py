@@ -335,6 +335,7 @@ def run_checkpointed(
     segment = _Segment(function, name)
     with _counted("first_runs"), saved_tensors_hooks(segment.save, segment.load):
         outputs = function(x, *args)
+    state_watch.release_histories()
     segment.state = state_watch.before()
     segment.surroundings = surroundings_watch.before()
     if any(holder() is not None for holder in segment.holders):
