@@ -27,6 +27,10 @@ class PackError(SnnfxError, ValueError):
     """A tensor, bit width or layout cannot be packed or unpacked."""
 
 
+class CompressionError(SnnfxError, ValueError):
+    """A spike compressor cannot hold a tensor, or cannot give it back as asked."""
+
+
 class KernelError(SnnfxError, RuntimeError):
     """A kernel cannot be generated, compiled or called as asked."""
 
