@@ -7,6 +7,8 @@ inside it, which grows with its input, at the price of keeping the input itself.
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +17,17 @@ from typing import Any, Literal
 
 from torch import nn
 
+from snnfx import compressors
+from snnfx.compressors import (
+    BaseSpikeCompressor,
+    BitSpikeCompressor,
+    GridSpikeCompressor,
+    NullSpikeCompressor,
+)
 from snnfx.config import MAX_LEVEL
 from snnfx.errors import OptionError
 from snnfx.memopt.options import MemOptOptions
+from snnfx.passes.analysis.value_range import Encoding
 
 Policy = Literal[
     "no_candidates",
@@ -27,6 +37,9 @@ Policy = Literal[
     "largest_input_activations",
     "fallback_module_order",
 ]
+
+CompressorKind = Literal["manual", "bit", "grid", "null"]
+"""Who chose a compressor: the user, a proof that the values fit into one or a few bits, nobody."""
 
 
 @dataclass(frozen=True)
@@ -182,3 +195,65 @@ def _next_step(options: MemOptOptions, selection: Selection) -> str:
     if len(selection.selected) < len(selection.candidates):
         return "To save more memory, wrap more modules, as checkpoint_budget='memory' does."
     return "To save more memory, train with torch.compile(model, backend='snnmem')."
+
+
+def build_compressor(
+    spec: object, proven: Encoding | None, compress: bool
+) -> tuple[BaseSpikeCompressor, CompressorKind]:
+    """The compressor of a container's input, and who chose it.
+
+    Args:
+        spec: what the user set as `x_compressor` on the module: the name of a class in
+            `snnfx.compressors`, a class, an instance, which is copied, or None.
+        proven: how the input can be packed without loss, if that is proven.
+        compress: whether anything but keeping the input as it is is allowed.
+
+    Raises:
+        OptionError: `spec` is none of these, or a class that needs arguments.
+    """
+    if not compress:
+        return NullSpikeCompressor(), "null"
+    if spec is not None:
+        return _manual(spec), "manual"
+    if proven is None:
+        return NullSpikeCompressor(), "null"
+    if (proven.bits, proven.scale, proven.lo) == (1, 1.0, 0):
+        return BitSpikeCompressor(), "bit"
+    return GridSpikeCompressor(proven.bits, proven.scale, proven.lo), "grid"
+
+
+def _manual(spec: object) -> BaseSpikeCompressor:
+    if isinstance(spec, BaseSpikeCompressor):
+        return copy.deepcopy(spec)
+    named = _named_compressors()
+    names = ", ".join(repr(name) for name, cls in named.items() if _needs_nothing(cls))
+    known = named.get(spec) if isinstance(spec, str) else spec
+    if not isinstance(known, type) or not issubclass(known, BaseSpikeCompressor):
+        raise OptionError(
+            f"x_compressor={spec!r} is no compressor; give one of the names {names}, or a class or "
+            "an instance of BaseSpikeCompressor"
+        )
+    if not _needs_nothing(known):
+        raise OptionError(
+            f"x_compressor={spec!r} cannot be made without arguments; give an instance of it, or "
+            f"one of the names {names}"
+        )
+    return known()
+
+
+def _named_compressors() -> dict[str, type[BaseSpikeCompressor]]:
+    """The compressors of `snnfx.compressors`, by name."""
+    classes = ((name, getattr(compressors, name)) for name in compressors.__all__)
+    return {
+        name: value
+        for name, value in classes
+        if isinstance(value, type) and issubclass(value, BaseSpikeCompressor)
+    }
+
+
+def _needs_nothing(cls: type[BaseSpikeCompressor]) -> bool:
+    parameters = inspect.signature(cls).parameters.values()
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return not inspect.isabstract(cls) and all(
+        p.default is not p.empty or p.kind in optional for p in parameters
+    )
