@@ -51,17 +51,18 @@ def trees(depth: int = 3) -> st.SearchStrategy[nn.Module]:
     inner: st.SearchStrategy[list[nn.Module]] = st.just([])
     if depth:
         children = st.lists(trees(depth - 1), max_size=3)
-        inner = st.tuples(children, st.booleans()).map(shared)
+        inner = st.tuples(children, st.sampled_from(["", "before", "after"])).map(shared)
     return st.builds(lambda kind, modules: kind(*modules), kinds, inner)
 
 
-def shared(drawn: tuple[list[nn.Module], bool]) -> list[nn.Module]:
-    """The modules, and where asked for once more what lies inside of the first one."""
-    modules, again = drawn
-    return [*modules, *(list(modules[0].children()) if again and modules else [])]
+def shared(drawn: tuple[list[nn.Module], str]) -> list[nn.Module]:
+    """The modules, and before or after them what lies inside of the first one once more."""
+    modules, place = drawn
+    again = list(modules[0].children()) if modules else []
+    return {"before": [*again, *modules], "after": [*modules, *again], "": modules}[place]
 
 
-nets = st.lists(trees(), max_size=4).map(lambda modules: Group(*modules))
+nets = st.builds(lambda group: Group(group), trees(4))
 counts = st.none() | st.integers(0, 5)
 ratios = st.none() | st.floats(0, 1, exclude_min=True)
 
@@ -94,6 +95,13 @@ def test_candidates_are_the_outermost_instances_outside_of_containers(net: nn.Mo
     ]
     assert list(chosen.candidates) == expected
     assert chosen.selected == chosen.candidates
+
+
+def test_a_shared_module_is_left_to_the_one_around_it_wherever_it_comes_first() -> None:
+    part = Layer()
+    assert select_modules(Group(part, Layer(part)), Layer).candidates == ("1",)
+    assert select_modules(Group(Layer(part), part), Layer).candidates == ("0",)
+    assert select_modules(Group(part, part), Layer).candidates == ("0",)
 
 
 @given(nets, st.sampled_from([Layer, Other, (Other, Container)]))
