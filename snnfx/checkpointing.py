@@ -79,9 +79,7 @@ def input_compressed_gc(
     """
     modules = _modules_of(f_forward, args)
     name = getattr(f_forward, "__qualname__", type(f_forward).__name__)
-    return run_checkpointed(
-        f_forward, x_compressor, x_seq, args, modules=modules, name=f"'{name}'"
-    )
+    return run_checkpointed(f_forward, x_compressor, x_seq, args, modules=modules, name=f"'{name}'")
 
 
 def to_gc_function(
@@ -207,7 +205,8 @@ class GCContainer(nn.Sequential):
         """
         if not self._needs_gradient(x, *args):
             return self._plain(x, *args)
-        return self.stateful_forward(x, *args) if self.num_states else self.stateless_forward(x, *args)
+        run = self.stateful_forward if self.num_states else self.stateless_forward
+        return run(x, *args)
 
     def _plain(self, x: Any, *args: Any) -> Any:
         if not args:
@@ -329,7 +328,8 @@ class TCGCContainer(GCContainer):
             self._prove(sequences, others, sizes)
         # One split has one gradient, where as many slices would each fill a whole one with zeros.
         parts = [sequence.split(sizes) for sequence in sequences]
-        chunks = [super(TCGCContainer, self).forward(*part, *others) for part in zip(*parts)]
+        forward = super().forward
+        chunks = [forward(*part, *others) for part in zip(*parts, strict=True)]
         return self._joined(chunks)
 
     def _separated(self, *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
