@@ -34,7 +34,7 @@ Cost: linear in the number of elements, in time.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar, final
 
@@ -61,11 +61,11 @@ __all__ = [
     "Uint8SpikeCompressor",
 ]
 
-CHECKED_ELEMENTS = 1 << 20
+CHECKED_ELEMENTS = 1 << 18
 """Elements that are checked at a time, so that checking needs little memory."""
 
 INDEX_ELEMENTS = 1 << 20
-"""Narrow indices that are widened at a time, for the same reason."""
+"""Elements or indices at a time where indices are not int64, which torch takes and gives."""
 
 INDEX_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
@@ -118,8 +118,9 @@ class BaseSpikeCompressor(abc.ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # A class that overrides a hook means it, even where its parent has a faster way.
-        if _distance(cls, "_compress", "_decompress") < _distance(cls, "_decompress_to"):
+        if _distance(cls, "_decompress") < _distance(cls, "_decompress_to"):
             cls._decompress_to = BaseSpikeCompressor._decompress_to
+        if _distance(cls, "_compress", "_decompress") < _distance(cls, "_expand"):
             cls._in_memory_order = False
 
     @abc.abstractmethod
@@ -194,7 +195,8 @@ def check_payload(
 
 def _distance(cls: type, *names: str) -> int:
     """How far up the bases of `cls` the first one that defines any of `names` is."""
-    return next(i for i, base in enumerate(cls.__mro__) if not vars(base).keys().isdisjoint(names))
+    found = (i for i, base in enumerate(cls.__mro__) if any(name in vars(base) for name in names))
+    return next(found, len(cls.__mro__))
 
 
 def _contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
@@ -261,14 +263,18 @@ class _ElementCompressor(BaseSpikeCompressor):
     check: bool = False
 
     @abc.abstractmethod
-    def _decompress_to(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor: ...
+    def _expand(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """The tensor of `shape` and `dtype` that `_compress` made `s_seq` of."""
 
-    @abc.abstractmethod
     def _round_trip(self, piece: Tensor) -> Tensor:
-        """`piece` as it would come back, each element for itself whatever its value."""
+        """The nearest to `piece` that is held: it differs from `piece` where that is not."""
+        return piece.to(torch.bool).to(piece.dtype)
 
     def _decompress(self, s_seq: Tensor, shape: torch.Size) -> Tensor:
-        return self._decompress_to(s_seq, shape, torch.float32)
+        return self._expand(s_seq, shape, torch.float64)  # which holds every grid
+
+    def _decompress_to(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return self._expand(s_seq, shape, dtype)
 
     def compress(self, s_seq: Tensor) -> CompressedSpikes:
         """Compress `s_seq`, any shape and strides.
@@ -334,11 +340,8 @@ class BooleanSpikeCompressor(_ElementCompressor):
     def _compress(self, s_seq: Tensor) -> Tensor:
         return s_seq.to(torch.bool, memory_format=torch.contiguous_format)
 
-    def _decompress_to(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def _expand(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return s_seq.to(dtype)
-
-    def _round_trip(self, piece: Tensor) -> Tensor:
-        return piece.to(torch.bool).to(piece.dtype)
 
 
 @dataclass(frozen=True)
@@ -360,7 +363,7 @@ class Uint8SpikeCompressor(_ElementCompressor):
     def _compress(self, s_seq: Tensor) -> Tensor:
         return s_seq.to(torch.uint8, memory_format=torch.contiguous_format)
 
-    def _decompress_to(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def _expand(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return s_seq.to(dtype)
 
     def _round_trip(self, piece: Tensor) -> Tensor:
@@ -378,14 +381,9 @@ class _PackingCompressor(_ElementCompressor):
         bits, scale, lo = self._grid()
         return pack_bits(s_seq, bits, "flat", scale, lo)
 
-    def _decompress_to(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def _expand(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         bits, scale, lo = self._grid()
         return unpack_bits(s_seq, shape, dtype, bits, "flat", scale, lo)
-
-    def _round_trip(self, piece: Tensor) -> Tensor:
-        bits, scale, lo = self._grid()
-        packed = pack_bits_reference(piece, bits, "flat", scale, lo)
-        return unpack_bits_reference(packed, piece.shape, piece.dtype, bits, "flat", scale, lo)
 
 
 @dataclass(frozen=True)
@@ -439,6 +437,11 @@ class GridSpikeCompressor(_PackingCompressor):
     def _grid(self) -> tuple[int, float, int]:
         return self.bits, self.scale, self.lo
 
+    def _round_trip(self, piece: Tensor) -> Tensor:
+        grid = (self.bits, "flat", self.scale, self.lo)
+        packed = pack_bits_reference(piece, *grid)
+        return unpack_bits_reference(packed, piece.shape, piece.dtype, *grid)
+
     def _what(self) -> str:
         return f"only {self.scale} * k for k from {self.lo} to {self.lo + (1 << self.bits) - 1}"
 
@@ -484,15 +487,19 @@ class SparseSpikeCompressor(_ElementCompressor):
     def _compress(self, s_seq: Tensor) -> Tensor:
         if s_seq.is_meta or (isinstance(s_seq, FakeTensor) and s_seq.fake_mode.shape_env is None):
             return torch.empty(s_seq.numel(), dtype=self.dtype, device=s_seq.device)
-        fired = s_seq if s_seq.is_contiguous() else s_seq != 0
-        return fired.reshape(-1).nonzero().reshape(-1).to(self.dtype)
+        flat = (s_seq if s_seq.is_contiguous() else s_seq != 0).reshape(-1)
+        if self.dtype == torch.int64:
+            return flat.nonzero().reshape(-1)
+        return torch.cat([*self._narrow_indices(flat)])
 
-    def _decompress_to(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def _narrow_indices(self, flat: Tensor) -> Iterator[Tensor]:
+        """The indices in pieces, since they are found as int64."""
+        for i, piece in enumerate(flat.split(INDEX_ELEMENTS)):
+            yield piece.nonzero().reshape(-1).add_(i * INDEX_ELEMENTS).to(self.dtype)
+
+    def _expand(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         x = torch.zeros(shape, dtype=dtype, device=s_seq.device)
         flat = x.view(-1)
         for indices in s_seq.split(INDEX_ELEMENTS):
             flat.index_fill_(0, indices.to(torch.int64), 1)
         return x
-
-    def _round_trip(self, piece: Tensor) -> Tensor:
-        return piece.to(torch.bool).to(piece.dtype)
