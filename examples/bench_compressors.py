@@ -5,7 +5,9 @@
 
 The ratio is the tensor's bytes over those that the compressor holds. Times are given as multiples
 of ``x.clone()``, which reads and writes the tensor once; all of them allocate their result. They
-are medians over repeats in which the clone, compressing and decompressing take turns.
+are medians over repeats in which the clone and all compressors take turns. A small tensor is cloned
+into memory that was in use just before, a large one into fresh pages, which takes several times as
+long: compare figures of one shape and dtype only.
 
 Beside snnfx: the compressors of the same names of SpikingJelly, if version 2.0 is installed. Every
 compressor is first made to give the tensor back.
@@ -21,6 +23,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +67,7 @@ class Measurement:
     decompress_clones: float
 
 
-def methods() -> list[Method]:
+def all_methods() -> list[Method]:
     """Ours, each followed by SpikingJelly's of the same name where there is one."""
     ours = [
         ("Null", NullSpikeCompressor()),
@@ -115,35 +118,37 @@ def seconds(function: Callable[[], object]) -> float:
     return taken
 
 
-def measure(method: Method, x: Tensor, rate_percent: float, repeats: int) -> Measurement:
-    """Compare both directions of `method` on `x` with a clone.
+def measure(
+    methods: Sequence[Method], x: Tensor, rate_percent: float, repeats: int
+) -> list[Measurement]:
+    """Time a clone of `x` and both directions of every method, all of them in turn.
 
     Raises:
-        SystemExit: it did not give `x` back.
+        SystemExit: a method did not give `x` back.
     """
-    compressor = method.compressor
-    payload = compressor.compress(x)
-    if not torch.equal(compressor.decompress(payload), x):
-        raise SystemExit(f"{method.library} {method.name} did not give the spikes back")
-    actions: dict[str, Callable[[], object]] = {
-        "clone": x.clone,
-        "compress": lambda: compressor.compress(x),
-        "decompress": lambda: compressor.decompress(payload),
-    }
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(repeats):
-        for name, action in actions.items():
-            times[name].append(seconds(action))
-    median = {name: statistics.median(values) for name, values in times.items()}
-    return Measurement(
-        method.library,
-        method.name,
-        rate_percent,
-        ratio=x.nbytes / max(1, held_bytes(payload)),
-        clone_ms=median["clone"] * 1e3,
-        compress_clones=median["compress"] / median["clone"],
-        decompress_clones=median["decompress"] / median["clone"],
-    )
+    actions: list[Callable[[], object]] = [x.clone]
+    payloads = [method.compressor.compress(x) for method in methods]
+    for method, payload in zip(methods, payloads, strict=True):
+        if not torch.equal(method.compressor.decompress(payload), x):
+            raise SystemExit(f"{method.library} {method.name} did not give the spikes back")
+        actions.append(partial(method.compressor.compress, x))
+        actions.append(partial(method.compressor.decompress, payload))
+    rounds = [[seconds(action) for action in actions] for _ in range(repeats)]
+    clone, *times = (statistics.median(column) for column in zip(*rounds, strict=True))
+    return [
+        Measurement(
+            method.library,
+            method.name,
+            rate_percent,
+            ratio=x.nbytes / max(1, held_bytes(payload)),
+            clone_ms=clone * 1e3,
+            compress_clones=compress / clone,
+            decompress_clones=decompress / clone,
+        )
+        for method, payload, compress, decompress in zip(
+            methods, payloads, times[::2], times[1::2], strict=True
+        )
+    ]
 
 
 def table_of(measurements: Sequence[Measurement], title: str) -> Table:
@@ -170,7 +175,7 @@ def table_of(measurements: Sequence[Measurement], title: str) -> Table:
 def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description="Size and speed of the spike compressors.")
-    parser.add_argument("--shape", type=int, nargs="+", default=[4, 32, 64, 32, 32])
+    parser.add_argument("--shape", type=int, nargs="+", default=[4, 64, 64, 32, 32])
     parser.add_argument("--rates", type=float, nargs="+", default=[1, 2, 5, 10, 20, 50],
                         help="percent of elements that are spikes")  # fmt: skip
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
@@ -189,7 +194,7 @@ def main() -> None:
     measurements: list[Measurement] = []
     for rate in arguments.rates:
         x = (torch.rand(arguments.shape) < rate / 100).to(dtype)
-        measurements += [measure(method, x, rate, arguments.repeats) for method in methods()]
+        measurements += measure(all_methods(), x, rate, arguments.repeats)
     threads = f"{arguments.threads} thread{'s' if arguments.threads > 1 else ''}"
     shape = " x ".join(map(str, arguments.shape))
     title = f"{shape}, {arguments.dtype}, {threads}, torch {torch.__version__}"

@@ -162,7 +162,13 @@ def _contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
 
 def memory_order(stride: Sequence[int]) -> list[int]:
     """The dimensions from the slowest in memory to the fastest."""
-    return sorted(range(len(stride)), key=lambda d: -stride[d])
+    order: list[int] = []
+    for d, step in enumerate(stride):  # Dynamo does not follow a sort of symbolic strides
+        place = len(order)
+        while place > 0 and stride[order[place - 1]] < step:
+            place -= 1
+        order.insert(place, d)
+    return order
 
 
 def _stride_to_restore(x: Tensor) -> tuple[int, ...] | None:

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
 
 from measure import allocation_events, peak_bytes
@@ -278,6 +279,21 @@ def test_compressors_are_traced_into_one_graph(
     assert torch.equal(data, compressor.compress(x).data)
     assert torch.equal(back, x)
     assert back.stride() == expected_stride(x)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_graph_serves_every_batch_size(number: int) -> None:
+    compressor, graphs = BitSpikeCompressor(), CompileCounter()
+    compiled = torch.compile(
+        lambda x: compressor.decompress(compressor.compress(x)),
+        backend=graphs, fullgraph=True, dynamic=True,
+    )  # fmt: skip
+    for batch in (2, 3, 7):
+        x = layouts()[number].repeat(batch, 1, 1, 1)
+        x = x.contiguous(memory_format=torch.channels_last) if number else x
+        assert torch.equal(compiled(x), x)
+        assert compiled(x).stride() == x.stride()
+    assert graphs.frame_count == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
