@@ -288,7 +288,7 @@ def test_one_graph_serves_every_batch_size(number: int) -> None:
         lambda x: compressor.decompress(compressor.compress(x)),
         backend=graphs, fullgraph=True, dynamic=True,
     )  # fmt: skip
-    for batch in (2, 3, 7):
+    for batch in (3, 4, 7):  # no size of the others, which would be taken for the same
         x = layouts()[number].repeat(batch, 1, 1, 1)
         x = x.contiguous(memory_format=torch.channels_last) if number else x
         assert torch.equal(compiled(x), x)
