@@ -23,6 +23,18 @@ class PackError(SnnfxError, ValueError):
     """A tensor, bit width or layout cannot be packed or unpacked."""
 
 
+class RecomputationError(SnnfxError, RuntimeError):
+    """A checkpointed segment cannot be computed again as it was computed first."""
+
+
+class ChunkError(SnnfxError, ValueError):
+    """A checkpointed sequence cannot be run in chunks of time as asked."""
+
+
+class CompressionError(SnnfxError, ValueError):
+    """A spike compressor cannot hold a tensor, or cannot give it back as asked."""
+
+
 class KernelError(SnnfxError, RuntimeError):
     """A kernel cannot be generated, compiled or called as asked."""
 

@@ -1,0 +1,342 @@
+"""Run a function now and again in the backward pass, keeping only its inputs in between.
+
+This is checkpointing without re-entering autograd. The first run builds the ordinary graph, but of
+the tensors that operators save for their backward only place-holders are kept (through
+`torch.autograd.graph.saved_tensors_hooks`). When the backward pass asks for the first of them the
+function is run again, from inputs that were kept, possibly compressed, and the tensors that it
+saves this time are handed out, each to its place-holder, which gives it away once. Gradients flow
+through the ordinary graph, so they are accumulated in the order, and through the hooks, of the
+plain model: same kernels on the same numbers, hence the same bits.
+
+What the second run shares with the first: autocast settings, random numbers, and what modules held
+(`snnfx.module_state`). It stops once the last tensor that is still wanted has been saved. Nested
+segments work: what an inner segment keeps is kept through the hooks of the outer one.
+
+References: Chen et al., "Training deep nets with sublinear memory cost", 2016; Huang et al.,
+"Towards lossless memory-efficient training of spiking neural networks via gradient checkpointing
+and spike compression", ICLR 2026 (compressed inputs).
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from snnfx._torch_compat import FakeTensor, pytree
+from snnfx.compressors import BaseSpikeCompressor, CompressedSpikes
+from snnfx.errors import RecomputationError
+from snnfx.module_state import StateBefore, StateWatch
+
+Function = Callable[..., Any]
+
+
+class _Depth(threading.local):
+    first_runs = 0
+    second_runs = 0
+
+
+_depth = _Depth()
+
+
+def in_first_run() -> bool:
+    """Whether this thread is inside of the first run of a segment, and not of a second one."""
+    return _depth.first_runs > 0 and _depth.second_runs == 0
+
+
+@contextmanager
+def _counted(name: str) -> Generator[None]:
+    setattr(_depth, name, getattr(_depth, name) + 1)
+    try:
+        yield
+    finally:
+        setattr(_depth, name, getattr(_depth, name) - 1)
+
+
+class _Enough(BaseException):
+    """Ends a second run early; no handler of errors may take it for one."""
+
+
+class _Kind(NamedTuple):
+    """What a saved tensor must be like in both runs."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Kind:
+        return cls(tensor.shape, tensor.dtype, tensor.device)
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')}{list(self.shape)} on {self.device}"
+
+
+class _PlaceHolder:
+    """Stands for a saved tensor; holds it from the second run until it is asked for."""
+
+    __slots__ = ("__weakref__", "segment", "value")
+
+    def __init__(self, segment: _Segment) -> None:
+        self.segment = segment  # keeps the inputs alive as long as a tensor may be asked for
+        self.value: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Surroundings:
+    """Autocast, and the random numbers if the first run drew some."""
+
+    autocast: tuple[tuple[str, torch.dtype, bool], ...]
+    cpu_rng: Tensor | None
+    cuda_rng: Tensor | None
+    device: torch.device
+
+    @contextmanager
+    def restored(self) -> Generator[None]:
+        with ExitStack() as stack:
+            for kind, dtype, enabled in self.autocast:
+                stack.enter_context(torch.autocast(kind, dtype, enabled))
+            if self.cpu_rng is not None:
+                devices = [self.device] if self.device.type == "cuda" else []
+                stack.enter_context(torch.random.fork_rng(devices))
+                torch.set_rng_state(self.cpu_rng)
+                if self.cuda_rng is not None:
+                    torch.cuda.set_rng_state(self.cuda_rng, self.device)
+            yield
+
+
+class _SurroundingsWatch:
+    """Notes the surroundings when it is made; `before` says them once the run is over."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._device = x.device
+        kinds = dict.fromkeys((x.device.type, "cpu"))
+        kinds.pop("meta", None)
+        self._autocast = tuple(
+            (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+            for kind in kinds
+        )
+        self._has_values = not isinstance(x, FakeTensor) and x.device.type != "meta"
+        self._before = self._random_state()
+
+    def _random_state(self) -> tuple[Tensor | None, Tensor | None]:
+        if not self._has_values:
+            return None, None
+        on_cuda = self._device.type == "cuda"
+        return torch.get_rng_state(), torch.cuda.get_rng_state(self._device) if on_cuda else None
+
+    def before(self) -> _Surroundings:
+        pairs = zip(self._before, self._random_state(), strict=True)
+        drawn = any(a is not None and b is not None and not torch.equal(a, b) for a, b in pairs)
+        return _Surroundings(self._autocast, *(self._before if drawn else (None, None)), self._device)
+
+
+class _Keep(torch.autograd.Function):
+    """Keeps tensors as autograd keeps them: through hooks around it, and with version checks."""
+
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return token.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise AssertionError("nothing depends on this node")
+
+
+class _Unpack(torch.autograd.Function):
+    """A decompressed input that autograd takes for the result of an operator, as it first was."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, token: Tensor, compressor: BaseSpikeCompressor, payload: CompressedSpikes
+    ) -> Tensor:
+        return compressor.decompress(payload)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise AssertionError("the second run is not differentiated")
+
+
+def _token() -> Tensor:
+    return torch.empty(0, requires_grad=True)
+
+
+class _Inputs:
+    """All that the second run starts from; autograd keeps its tensors."""
+
+    def __init__(
+        self,
+        compressor: BaseSpikeCompressor,
+        payload: CompressedSpikes,
+        x: Tensor,
+        args: Sequence[Any],
+        state: StateBefore,
+    ) -> None:
+        self._compressor = compressor
+        self._is_itself = any(tensor is x for tensor in payload.tensors())
+        self._tracked = x.requires_grad
+        self._empty_payload = payload.with_tensors(tuple(t.new_empty(0) for t in payload.tensors()))
+        values = (payload.tensors(), tuple(args), tuple(c.value for c in state.tensors))
+        leaves, self._structure = pytree.tree_flatten(values)
+        self._places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        self._leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._node = _Keep.apply(_token(), *(leaves[i] for i in self._places)).grad_fn
+
+    def load(self) -> tuple[Tensor, Sequence[Any], Sequence[Tensor]]:
+        """The first input, the further ones, and the tensors of the modules' state."""
+        leaves = list(self._leaves)
+        for place, tensor in zip(self._places, self._node.saved_tensors, strict=True):
+            leaves[place] = tensor
+        packed, args, state = pytree.tree_unflatten(leaves, self._structure)
+        return self._unpacked(packed), args, state
+
+    def _unpacked(self, packed: Sequence[Tensor]) -> Tensor:
+        if self._is_itself:
+            return packed[0]
+        payload = self._empty_payload.with_tensors(packed)
+        if not self._tracked:
+            return self._compressor.decompress(payload)
+        return _Unpack.apply(_token(), self._compressor, payload)
+
+
+class _Segment:
+    """One call of a function whose saved tensors are computed again when they are needed."""
+
+    inputs: _Inputs
+    state: StateBefore
+    surroundings: _Surroundings
+
+    def __init__(self, function: Function, name: str) -> None:
+        self.function = function
+        self.name = name
+        self.kinds: list[_Kind] = []
+        self.holders: list[weakref.ref[_PlaceHolder]] = []
+
+    def save(self, tensor: Tensor) -> Tensor | _PlaceHolder:
+        """What autograd keeps instead of a tensor; parameters, which live on, it keeps itself."""
+        if isinstance(tensor, nn.Parameter):
+            return tensor
+        holder = _PlaceHolder(self)
+        self.kinds.append(_Kind.of(tensor))
+        self.holders.append(weakref.ref(holder))
+        return holder
+
+    def load(self, saved: Tensor | _PlaceHolder) -> Tensor:
+        """The tensor that was saved; the place-holder gives it away."""
+        if isinstance(saved, Tensor):
+            return saved
+        if saved.value is None:
+            self._run_again()
+        value, saved.value = saved.value, None
+        assert value is not None
+        return value
+
+    def _run_again(self) -> None:
+        second = _SecondRun(self)
+        with ExitStack() as stack:
+            stack.enter_context(_counted("second_runs"))
+            stack.enter_context(torch.enable_grad())
+            x, args, state = self.inputs.load()
+            stack.enter_context(self.state.restored(state))
+            stack.enter_context(self.surroundings.restored())
+            stack.enter_context(saved_tensors_hooks(second.save, _same))
+            try:
+                self.function(x, *args)
+            except _Enough:
+                return
+        second.check_end()
+
+
+class _SecondRun:
+    """Hands what a second run saves to the place-holders that are left from the first."""
+
+    def __init__(self, segment: _Segment) -> None:
+        self._segment = segment
+        self._count = 0
+        holders = segment.holders
+        self._end = max(i for i, holder in enumerate(holders) if holder() is not None) + 1
+
+    def save(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, nn.Parameter):
+            return tensor
+        index = self._count
+        self._check(index, tensor)
+        holder = self._segment.holders[index]()
+        value = tensor.detach()
+        if holder is not None:
+            holder.value = value
+        self._count += 1
+        if self._count == self._end:
+            raise _Enough
+        return value
+
+    def _check(self, index: int, tensor: Tensor) -> None:
+        expected, found = self._segment.kinds[index], _Kind.of(tensor)
+        if found != expected:
+            raise RecomputationError(
+                f"{self._segment.name} took another path when it was computed again: tensor "
+                f"{index} that it saves for the backward pass is {found}, and was {expected}. "
+                "What it computes may depend only on its inputs, its modules and random numbers."
+            )
+
+    def check_end(self) -> None:
+        raise RecomputationError(
+            f"{self._segment.name} took another path when it was computed again: it saved "
+            f"{self._count} tensors for the backward pass, and {self._end} are needed. What it "
+            "computes may depend only on its inputs, its modules and random numbers."
+        )
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def run_checkpointed(
+    function: Function,
+    compressor: BaseSpikeCompressor,
+    x: Tensor,
+    args: Sequence[Any] = (),
+    *,
+    modules: Sequence[nn.Module] = (),
+    name: str = "a checkpointed function",
+) -> Any:
+    """``function(x, *args)``, of which only the inputs are kept for the backward pass.
+
+    Where no gradient can flow, and while torch.compile traces (its backend sees and plans the whole
+    graph), the function is simply called.
+
+    Args:
+        function: computes the same again from the same inputs, `modules` and random numbers.
+        compressor: of `x`; must hold it without loss.
+        x: kept compressed.
+        args: kept as they are.
+        modules: those whose state the function may read or change, each once.
+        name: of the segment, for errors.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        RecomputationError: in the backward pass, where the second run went another way than the
+            first, or could not be run on what the first was run on.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(x, *args)
+    state_watch, surroundings_watch = StateWatch(modules), _SurroundingsWatch(x)
+    payload = compressor.compress(x)
+    segment = _Segment(function, name)
+    with _counted("first_runs"), saved_tensors_hooks(segment.save, segment.load):
+        outputs = function(x, *args)
+    segment.state = state_watch.before()
+    segment.surroundings = surroundings_watch.before()
+    if any(holder() is not None for holder in segment.holders):
+        segment.inputs = _Inputs(compressor, payload, x, args, segment.state)
+    return outputs
