@@ -31,10 +31,10 @@ class Metas:
         self._mode = mode
         self._known: dict[tuple[object, ...], Tensor] = {}
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """A tensor of the same sizes, strides, dtype and device, in a storage of its own."""
+    def of(self, tensor: Tensor) -> Tensor | None:
+        """A tensor of the same sizes, strides, dtype and device; None if it has no strides."""
         if tensor.layout is not torch.strided:
-            return tensor
+            return None
         key = (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
         if key not in self._known:
             with torch.no_grad(), self._mode:

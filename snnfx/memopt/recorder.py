@@ -28,7 +28,6 @@ from snnfx.memopt.step import (
     Event,
 )
 from snnfx.memopt.storages import Storages, tensors_in
-from snnfx.memopt.twin import fake_of
 from snnfx.passes.fxgraph import tensor_bytes
 
 aten = torch.ops.aten
@@ -133,8 +132,10 @@ class Recorder(TorchDispatchMode):
         """Arguments with fake tensors in the place of real ones, which belong to the user."""
         if all(isinstance(t, FakeTensor) for t in tensors_in(values)):
             return values
-        if isinstance(values, Tensor):
-            return values if isinstance(values, FakeTensor) else self._mode.from_tensor(values)
+        if isinstance(values, Tensor) and not isinstance(values, FakeTensor):
+            fake = self._mode.from_tensor(values)
+            self._storages.find_or_add_outside(fake)
+            return fake
         if isinstance(values, dict):
             return {name: self._fakes_of(value) for name, value in values.items()}
         if isinstance(values, (list, tuple)):
@@ -175,6 +176,7 @@ class Recorder(TorchDispatchMode):
     def begin_backward(self) -> None:
         """From now on operators belong to the backward, and calls of modules to recomputation."""
         self.backward = len(self.events)
+        self.forward.output(self.calls[0].outputs)
         self._storages.forget_contents()
         self._graph = GraphRecorder(self._storages, self._metas)
 
@@ -234,20 +236,22 @@ class Recorder(TorchDispatchMode):
 
         parameter.register_post_accumulate_grad_hook(accumulated)
 
-    def pack(self, tensor: Tensor) -> object:
+    def pack(self, tensor: Tensor) -> Tensor | Holder:
         """What autograd keeps in the place of a tensor: something that keeps no memory alive."""
         storage = self._storages.find(tensor)
         with self.pause():
             if storage is None or storage.number == NO_STORAGE:
                 return tensor if tensor.is_leaf else tensor.detach()
-            holder = Holder(self.events, len(self.holder_calls), self._metas.of(tensor))
+            meta = self._metas.of(tensor)
+            assert meta is not None, "only strided tensors have a storage"
+            holder = Holder(self.events, len(self.holder_calls), meta)
         self.events.append((SAVE, holder.number, storage.number))
         self.holder_calls.append(self.stack[-1] if self.stack else -1)
         return holder
 
-    def unpack(self, saved: object) -> object:
+    def unpack(self, saved: Tensor | Holder) -> Tensor:
         """A tensor with the sizes of the one that was saved."""
-        if not isinstance(saved, Holder):
+        if isinstance(saved, Tensor):
             return saved
         number, meta = saved.number, saved.meta
         self.events.append((USE, number, 0))
@@ -255,9 +259,7 @@ class Recorder(TorchDispatchMode):
             tensor = torch.empty_strided(
                 meta.shape, meta.stride(), dtype=meta.dtype, device=meta.device
             )
-            self._storages.add(
-                tensor, NO_STORAGE, lambda: self.events.append((RETURN, number, 0))
-            )
+            self._storages.add(tensor, NO_STORAGE, lambda: self.events.append((RETURN, number, 0)))
         return tensor
 
 

@@ -271,29 +271,28 @@ class _Replay:
         running.recomputed = True
         self.again = running
         own: dict[int, int] = {}
+        unpacked: list[int] = []
         if running.segment.packed_bits is not None:
             first = running.call.inputs[0]
-            own[first.storage] = unpacked = self._new(first.bytes)
+            unpacked.append(self._new(first.bytes))
+            own[first.storage] = unpacked[0]
             self._reach(position, 0)
-            own_python = {unpacked}
-        else:
-            own_python = set[int]()
-        self._run_again(position, running, own, own_python)
-        for storage in own_python:
+        for storage in (*self._run_again(position, running, own), *unpacked):
             self._release(storage)
         self.again = None
 
-    def _run_again(
-        self, position: int, running: _Running, own: dict[int, int], referenced: set[int]
-    ) -> None:
+    def _run_again(self, position: int, running: _Running, own: dict[int, int]) -> set[int]:
         """Walk over the call's events with storages of its own.
 
         Args:
             position: of the event that wants the call.
             running: the call.
-            own: for storages of the forward, those that take their place.
-            referenced: those of them that Python still refers to; updated.
+            own: for storages of the forward, those that take their place; updated.
+
+        Returns:
+            The new storages that are referenced where the run stops.
         """
+        referenced = set[int]()
         events, seconds = self.step.events, self.step.operator_seconds
         for kind, key, value in events[running.call.enter : self._last_wanted(running) + 1]:
             if kind == RUN:
@@ -307,6 +306,7 @@ class _Replay:
                 self._release(own[key])
             elif kind == SAVE and key in running.waiting:
                 self._keep(key, own.get(value, value))
+        return referenced
 
     def _last_wanted(self, running: _Running) -> int:
         """The position of the last SAVE in the call whose holder is still there."""

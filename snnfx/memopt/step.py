@@ -22,7 +22,6 @@ not come, or as a holder that keeps it is neither dropped nor in use.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -116,10 +115,3 @@ class EagerStep:
     def calls_of(self, path: str) -> tuple[ModuleCall, ...]:
         """The calls of one module; none if the step does not call it."""
         return tuple(call for call in self.calls if call.path == path)
-
-    def calls_by_path(self) -> Mapping[str, tuple[ModuleCall, ...]]:
-        """All calls, by the path of the module."""
-        found: dict[str, tuple[ModuleCall, ...]] = {}
-        for call in self.calls:
-            found[call.path] = (*found.get(call.path, ()), call)
-        return found

@@ -89,20 +89,13 @@ def _run(
     hooks = nullcontext() if keep_saved else saved_tensors_hooks(recorder.pack, recorder.unpack)
     try:
         with hooks:
-            total = (loss or _sum)(_outputs(recorder, twin, inputs))
+            total = (loss or _sum)(twin(*inputs))
         recorder.begin_backward()
         total.backward()
     except CaptureError:
         raise
     except RuntimeError as error:
         raise CaptureError(_explanation(recorder, twin, error)) from error
-
-
-def _outputs(recorder: Recorder, twin: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    outputs = twin(*inputs)
-    with recorder.pause():
-        recorder.forward.output(recorder.results(outputs))
-    return outputs
 
 
 def _sum(outputs: Any) -> Tensor:

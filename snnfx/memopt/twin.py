@@ -75,6 +75,7 @@ def kept_as_it_is(net: nn.Module) -> Generator[None]:
     """
     python_state = random.getstate()
     devices = {t.device.index for t in _state_tensors(net) if t.device.type == "cuda"}
+    devices = devices if torch.cuda.is_available() else set[int]()
     holders = [values for module in net.modules() for values in _mappings(module)]
     contents = [(values, dict(values)) for values in holders]
     gradients = [(parameter, parameter.grad) for parameter in net.parameters()]
