@@ -21,19 +21,17 @@ from snnfx.memopt.trace import record_step
 from snnfx.neurons import LIFNode
 from snnfx.passes.analysis.value_range import ValueRanges, analyse_value_ranges
 
-from tests.memopt.steps import LARGE, hand_written, is_near, layer_paths, record, sew, vgg
+from tests.memopt.steps import LARGE, hand_written, is_near, layer_paths, record, sew
 from tests.models import SpikingMLP, Workload
 from tests.oracles import measured_activation_bytes
 
 
 @pytest.mark.parametrize("make", LARGE)
-@pytest.mark.parametrize("keep_saved", [False, True])
-def test_the_peak_of_the_plain_step_is_the_measured_one(
-    make: Callable[[], Workload], keep_saved: bool
-) -> None:
+def test_the_peak_of_the_plain_step_is_the_measured_one(make: Callable[[], Workload]) -> None:
     workload = make()
-    step = record(workload, keep_saved=keep_saved)
+    step = record(workload)
     assert is_near(step.peak_bytes, measured_activation_bytes(workload), 0.005)
+    assert is_near(record(workload, keep_saved=True).peak_bytes, step.peak_bytes, 0.001)
 
 
 def mean_square(output: Tensor) -> Tensor:
@@ -197,10 +195,10 @@ def test_inputs_of_the_layers_of_a_vgg_are_proven_binary(make: Callable[[], Work
 
 def test_sums_of_spikes_are_proven_to_be_small_numbers() -> None:
     workload = sew()
-    found = {path: grid.hi for path, grid in zip(layer_paths(workload), input_grids(
-        record(workload), layer_paths(workload)), strict=True)}  # fmt: skip
-    assert found["stages.0.second"] == 1
-    assert found["stages.1.first"] == 2
+    paths = layer_paths(workload)
+    grids = dict(zip(paths, input_grids(record(workload), paths), strict=True))
+    assert (grids["stages.0.second"].scale, grids["stages.0.second"].hi) == (1, 1)
+    assert (grids["stages.1.first"].scale, grids["stages.1.first"].hi) == (1, 2)
 
 
 class Probed(nn.Module):
@@ -272,7 +270,7 @@ def test_nothing_is_claimed_of_what_was_written(
     program: Callable[[Tensor], list[Tensor]],
 ) -> None:
     for grid, value in probed(program, torch.randn(4, 5)):
-        assert not is_within(Claim(1, 0, 1), value) or program is in_place
+        assert not is_within(Claim(1, 0, 1), value)
         assert grid is None
 
 
@@ -286,6 +284,10 @@ def is_within(claim: Any, value: Tensor) -> bool:
     return bool(((codes == codes.round()) & (codes >= claim.lo) & (codes <= claim.hi)).all())
 
 
+def copy_rows(a: Tensor, b: Tensor) -> None:
+    a.data[1:].copy_(b[1:])
+
+
 ACTIONS: dict[str, Callable[[Tensor, Tensor], Tensor | None]] = {
     "spike": lambda a, b: spikes_of(a - 0.5),
     "sum": lambda a, b: a + b,
@@ -297,7 +299,7 @@ ACTIONS: dict[str, Callable[[Tensor, Tensor], Tensor | None]] = {
     "data": lambda a, b: a.data,
     "add_": lambda a, b: None if a._is_view() else a.add_(b),
     "fill_": lambda a, b: a.detach().fill_(0.5),
-    "copy_": lambda a, b: a.data[1:].copy_(b[1:]) and None if False else a.data[1:].copy_(b[1:]).sum() * 0 + a,
+    "copy_": lambda a, b: copy_rows(a, b),
     "zero_": lambda a, b: a.data.zero_(),
 }
 STEP = st.tuples(st.sampled_from(sorted(ACTIONS)), st.integers(0, 20), st.integers(0, 20))
@@ -365,4 +367,3 @@ def test_state_from_an_earlier_step_is_taken_along() -> None:
     expected = record_step(model, (x,), mean_square)
     model[1].v = model[1].v.detach()
     assert record_step(model, (x,), mean_square).peak_bytes == expected.peak_bytes
-    assert vgg is not None
