@@ -15,6 +15,7 @@
 - `TorchDynamoException`: what Dynamo raises where it cannot follow a model; its other names are
   subclasses of this one.
 - `pytree`: arguments of a model as the tracer takes them apart.
+- `TorchDispatchMode`: sees each operator of an eager step, after autograd has taken it apart.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule, _use_lazy_graph_module
 from torch.fx.graph import _BoxedCodeGen
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
     "FakeTensor",
     "FakeTensorMode",
+    "TorchDispatchMode",
     "TorchDynamoException",
     "aot_autograd",
     "boxed",
