@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """Memory optimisation of eager training: which modules become checkpointing containers, and how.
 
 `memory_optimization` wraps the layers of a model in containers that keep only their inputs, packed
@@ -7,6 +6,3 @@ peak of a training step. The names, defaults and fields are the documented ones 
 `activation_based.memopt`; where those stand for trial runs on a GPU, a prediction from the recorded
 graph of one step takes their place, and the docstring of the argument says what it does now.
 """
-=======
-"""Memory optimisation of models that train eagerly: what to checkpoint, decided from one record."""
->>>>>>> trace
