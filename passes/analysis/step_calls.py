@@ -140,11 +140,14 @@ def _number_of_result(
 def call_name(call: Call) -> Hashable:
     """Everything that a call reads besides its tensors, which count by their positions."""
     positions = {operand: i for i, operand in enumerate(dict.fromkeys(tensor_operands(call.node)))}
-    value = node_value(call.node)
-    values = value if isinstance(value, (tuple, list)) else (value,)
-    kinds = tuple((v.dtype, v.device) if isinstance(v, Tensor) else None for v in values)
     named = tuple((k, _frozen(v, positions)) for k, v in sorted(call.kwargs.items()))
-    return (call.node.target, _frozen(call.args, positions), named, kinds)
+    return (call.node.target, _frozen(call.args, positions), named, _kinds(call.node))
+
+
+def _kinds(node: Node) -> Hashable:
+    value = node_value(node)
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return tuple((v.dtype, v.device) if isinstance(v, Tensor) else None for v in values)
 
 
 def _frozen(value: object, positions: Mapping[Node, int]) -> Hashable:
@@ -197,6 +200,19 @@ def expanded(terms: Terms, call: Call, arguments: Arguments) -> Results:
     """Dimensions of size 1 repeat."""
     del arguments
     return (terms.expand(call.first, call.shapes[0]),)
+
+
+@NORMAL_FORMS.rule(aten.repeat.default)
+def repeated(terms: Terms, call: Call, arguments: Arguments) -> Results:
+    """Every dimension repeats as a whole; as expanded, where only those of size 1 do."""
+    old, copies = terms.shape(call.first), tuple(arguments["repeats"])
+    sizes = (*[1] * (len(copies) - len(old)), *old)
+    if all(count == 1 or size == 1 for count, size in zip(copies, sizes, strict=True)):
+        return (terms.expand(call.first, call.shapes[0]),)
+    number = terms.number(call.first)
+    if number is not None:
+        return (terms.filled(number, call.shapes[0]),)
+    return (terms.call(("repeat", copies), (call.first,), call.shapes[0]),)
 
 
 @NORMAL_FORMS.rule(aten.permute.default, aten.transpose.int, aten.t.default)
@@ -267,6 +283,8 @@ def stacked(terms: Terms, call: Call, arguments: Arguments) -> Results:
     dim = arguments["dim"] % len(shape)
     single = (*shape[:dim], 1, *shape[dim + 1 :])
     pieces = [terms.view(call.operands[piece], single) for piece in arguments["tensors"]]
+    if not joins_one_kind(call.node):
+        return (terms.call(("cat", dim, _kinds(call.node)), pieces, shape),)
     return (terms.join(pieces, dim),)
 
 
@@ -277,6 +295,12 @@ def concatenated(terms: Terms, call: Call, arguments: Arguments) -> Results:
     dim = arguments["dim"] % len(shape) if shape else 0
     pieces = [call.operands[piece] for piece in arguments["tensors"]]
     kept = [piece for piece in pieces if 0 not in terms.shape(piece)]
-    if not kept:
-        return (terms.call("nothing", pieces, shape),)
+    if not kept or not joins_one_kind(call.node):
+        return (terms.call(("cat", dim, _kinds(call.node)), pieces, shape),)
     return (terms.join(kept, dim),)
+
+
+def joins_one_kind(node: Node) -> bool:
+    """Whether all the tensors that are put together have the dtype of the result."""
+    result, values = tensor_value(node), [tensor_value(n) for n in tensor_operands(node)]
+    return result is not None and all(v is not None and v.dtype == result.dtype for v in values)

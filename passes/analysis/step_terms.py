@@ -20,7 +20,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NewType
 
-from snnfx.passes.analysis.placement import Shape
+from snnfx.passes.analysis.placement import Placement, Shape
 
 Term = NewType("Term", int)
 
@@ -146,6 +146,14 @@ class Terms:
         if len(numbers) == 1 and None not in numbers:
             return self.filled(numbers.pop(), shape)
         return self.call(("join", dim), pieces, shape)
+
+    def assemble(self, slices: Sequence[Term], place: Placement) -> Term:
+        """The tensor that has these slices there."""
+        if place.outer == 1:
+            return self.join(slices, place.dim)
+        shape = list(self.shape(slices[0]))
+        shape[place.dim] *= len(slices)
+        return self.call(("assemble", place), slices, tuple(shape))
 
     def pieces(self, term: Term, dim: int) -> tuple[Term, ...]:
         """What was joined along a dimension; the term alone if nothing was."""

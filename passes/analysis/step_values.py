@@ -42,6 +42,7 @@ from snnfx.passes.analysis.step_calls import (
     Call,
     filled_results,
     is_traceable,
+    joins_one_kind,
     kept_indices,
     results_of,
 )
@@ -134,10 +135,7 @@ class Steps:
         value = self.of(node)
         if isinstance(value, Whole):
             return value.term
-        place = value.placement
-        if place.outer == 1:
-            return self.terms.join(value.terms, place.dim)
-        return self.terms.call(("interleaved", place), value.terms, shape_of(node))
+        return self.terms.assemble(value.terms, value.placement)
 
     def along_first(self, node: Node) -> tuple[Term, ...] | None:
         """The steps of a tensor with time in dimension 0; None if they are not known one by one."""
@@ -164,6 +162,7 @@ class Steps:
             return (Whole(filled[0]),)
         operands = tensor_operands(node)
         if not is_traceable(node) or set(operands) != set(node.all_input_nodes):
+            self._note_mixing(node)
             return self._unknown(node)
         rule = SLICE_RULES.find(node.target)
         found = None if rule is None else rule(self, node, arguments_of(node))
@@ -180,10 +179,13 @@ class Steps:
 
     def _all_at_once(self, node: Node) -> Values:
         operands = {n: self.whole(n) for n in tensor_operands(node)}
-        if any(isinstance(self.of(n), Sliced) for n in operands):
-            self.mixing.add(node)
+        self._note_mixing(node)
         call = Call(node, node.args, node.kwargs, operands, result_shapes(node))
         return tuple(Whole(term) for term in results_of(self.terms, call))
+
+    def _note_mixing(self, node: Node) -> None:
+        if any(isinstance(v, Sliced) for n in node.all_input_nodes for v in self._values[n]):
+            self.mixing.add(node)
 
     def _slice_by_slice(self, node: Node, size: int) -> Values | None:
         """The results as far as they are slices too; None if none is."""
@@ -295,7 +297,7 @@ def steps_stacked(steps: Steps, node: Node, arguments: Arguments) -> Values | No
     shape = shape_of(node)
     dim = _dim_of(arguments, len(shape))
     operands: list[Node] = list(arguments["tensors"])
-    if any(_is_sequence(steps, operand) for operand in operands):
+    if not joins_one_kind(node) or any(_is_sequence(steps, operand) for operand in operands):
         return None
     single = (*shape[:dim], 1, *shape[dim + 1 :])
     pieces = [steps.terms.view(steps.whole(operand), single) for operand in operands]
@@ -322,7 +324,7 @@ def steps_concatenated(steps: Steps, node: Node, arguments: Arguments) -> Values
         elif 0 not in shape_of(operand):
             pieces.append(value.term)
     shapes = {steps.terms.shape(piece) for piece in pieces}
-    if len(shapes) != 1:
+    if len(shapes) != 1 or not joins_one_kind(node):
         return None
     return _joined(steps, Placement(dim, 1, shapes.pop()[dim]), pieces)
 

@@ -108,7 +108,7 @@ def check_chunks(whole: StepRun, chunks: Sequence[StepRun]) -> NotChunkable | No
         found.append(_follow(terms, chunk, states, offset))
         states, offset = found[-1].states, offset + chunk.steps
     difference = _difference(whole, _follow(terms, whole, started, 0), found)
-    return difference or next(_writes(whole), None)
+    return difference or next((w for run in (whole, *chunks) for w in _writes(run)), None)
 
 
 def _objections(whole: StepRun, chunks: Sequence[StepRun]) -> Iterator[NotChunkable]:
@@ -141,12 +141,10 @@ def _objections_to_graph(run: StepRun) -> Iterator[NotChunkable]:
 
 def _writes(run: StepRun) -> Iterator[NotChunkable]:
     """Tensors that are given to a run and not the same after it, as often as there are runs."""
-    for node in written_nodes(run.graph):
-        if node.op in ("placeholder", "get_attr"):
-            yield NotChunkable(_WRITTEN.format(name=node.name), node.name)
-
-
-_WRITTEN = "the run writes into '{name}', which it is given"
+    written = written_nodes(run.graph)
+    for node in run.graph.nodes:
+        if node in written and node.op in ("placeholder", "get_attr"):
+            yield NotChunkable(f"the run writes into '{node.name}', which it is given", node.name)
 
 
 def _objections_to_ends(
@@ -235,7 +233,7 @@ def _reason(node: Node, steps: Steps) -> str:
         known = relation_of(node) is not None
         return f"'{name}' " + ("mixes time steps" if known else "may mix time steps")
     if node in steps.written:
-        return _WRITTEN.format(name=name)
+        return f"the run writes into '{name}', and what it holds then is not followed"
     if node.op in ("placeholder", "get_attr"):
         return f"'{name}' is neither an input nor a state, and not the same in all runs"
     return f"'{name}' computes something else in the whole run than in chunks"
