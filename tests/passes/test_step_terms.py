@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,8 @@ import tests.passes.axis_programs_windows  # noqa: F401  # more steps for random
 from tests.passes.axis_programs import Program, random_program, shape, value
 
 aten = torch.ops.aten
+
+Build = Callable[[Program], list[Node | None]]
 
 
 class Checked(Terms):
@@ -186,3 +189,109 @@ def test_numbers_that_python_takes_for_equal_are_told_apart() -> None:
     _, steps = follow(program)
     assert len({steps.of(node) for node in nodes}) == len(numbers)
     assert shape(nodes[0]) == (2, 2)
+
+
+def sequence(p: Program, sizes: Sequence[int], place: Placement) -> Node:
+    """An input of these sizes, sliced there."""
+    node = p.constant(sizes)
+    p.seeds[node] = place
+    return node
+
+
+def ranges_of_steps(p: Program) -> list[Node | None]:
+    x = sequence(p, (5, 2), Placement(0, 1, 1))
+    return [
+        p.call(aten.slice.Tensor, x, 0, 1, 4),
+        p.call(aten.slice.Tensor, x, 0, 1, 5, 2),
+        p.call(aten.slice.Tensor, x, -2, -3),
+        p.call(aten.slice.Tensor, x, 0, 2, 3),
+        p.call(aten.select.int, x, 0, -2),
+        *p.items(p.call(aten.split.Tensor, x, 2)),
+        *p.items(p.call(aten.unbind.int, x)),
+    ]
+
+
+def ranges_of_merged_steps(p: Program) -> list[Node | None]:
+    x = sequence(p, (15, 2), Placement(0, 1, 3))
+    parts = p.items(p.call(aten.split.Tensor, x, 3))
+    return [
+        p.call(aten.slice.Tensor, x, 0, 3, 12),
+        *p.items(p.call(aten.split_with_sizes.default, x, [6, 9])),
+        *parts,
+        p.call(aten.cat.default, parts),
+        p.call(aten.cat.default, [p.call(aten.relu.default, part) for part in parts]),
+        p.call(aten.cat.default, [p.call(aten.slice.Tensor, x, 0, 0, 6), *parts[2:]]),
+    ]
+
+
+def repeated_constants(p: Program) -> list[Node | None]:
+    x = sequence(p, (5, 2), Placement(0, 1, 1))
+    row = p.constant((1, 2))
+    repeated = p.call(aten.repeat.default, row, [5, 1])
+    again = p.call(aten.expand.default, p.constant((2,)), [5, 2])
+    return [
+        p.call(aten.add.Tensor, x, p.call(aten.expand.default, row, [5, 2])),
+        p.call(aten.mul.Tensor, repeated, x),
+        p.call(aten.add.Tensor, p.call(aten.mul.Tensor, x, again), again),
+    ]
+
+
+def steps_put_together(p: Program) -> list[Node | None]:
+    x = sequence(p, (5, 2), Placement(0, 1, 1))
+    steps = p.items(p.call(aten.unbind.int, x))
+    late = p.call(aten.slice.Tensor, x, 0, 1)
+    return [
+        p.call(aten.stack.default, steps),
+        p.call(aten.stack.default, steps, -1),
+        p.call(aten.stack.default, [x, x], 1),
+        p.call(aten.cat.default, [p.constant((1, 2)), late]),
+        p.call(aten.cat.default, [p.call(aten.unsqueeze.default, steps[0], 0), late]),
+        p.call(aten.cat.default, [p.constant((0, 2)), x]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "build", [ranges_of_steps, ranges_of_merged_steps, repeated_constants, steps_put_together]
+)
+def test_steps_that_are_taken_and_put_together_stay_apart(build: Build) -> None:
+    program = Program(random.Random(0), 5)
+    nodes = [node for node in build(program) if node is not None]
+    _, steps = follow(program)
+    taken = [node for node in nodes if steps.terms.latest(steps.whole(node)) >= 0]
+    assert taken == nodes
+    assert not set(nodes) & steps.mixing
+
+
+def parts_of_steps(p: Program) -> list[Node | None]:
+    x = sequence(p, (15, 2), Placement(0, 1, 3))
+    return [p.call(aten.slice.Tensor, x, 0, 1, 4), p.call(aten.select.int, x, 0, 4)]
+
+
+def halves_of_all_steps(p: Program) -> list[Node | None]:
+    x = sequence(p, (10, 2), Placement(0, 2, 1))
+    return [p.call(aten.slice.Tensor, x, 0, 0, 5), *p.items(p.call(aten.split.Tensor, x, 5))]
+
+
+def a_constant_for_each_step(p: Program) -> list[Node | None]:
+    x = sequence(p, (5, 2), Placement(0, 1, 1))
+    own = p.call(aten.expand.default, p.constant((5, 1)), [5, 2])
+    return [p.call(aten.add.Tensor, x, own), p.call(aten.add.Tensor, p.constant((5, 2)), x)]
+
+
+@pytest.mark.parametrize("build", [parts_of_steps, halves_of_all_steps, a_constant_for_each_step])
+def test_what_reads_other_parts_than_steps_is_one_term(build: Build) -> None:
+    program = Program(random.Random(0), 5)
+    nodes = [node for node in build(program) if node is not None]
+    _, steps = follow(program)
+    assert all(isinstance(steps.of(node), Whole) for node in nodes)
+
+
+def test_two_sequences_one_after_the_other_are_no_longer_sequence() -> None:
+    program = Program(random.Random(0), 5)
+    x = sequence(program, (10, 2), Placement(0, 2, 1))
+    y = program.call(aten.cat.default, [x, x])
+    assert y is not None
+    _, steps = follow(program)
+    found = steps.of(y)
+    assert isinstance(found, Sliced)
+    assert found.placement == Placement(0, 4, 1)
