@@ -24,7 +24,7 @@ from snnfx.passes.analysis.axes_rules import has_numbers_for_sizes, relation_of,
 from snnfx.passes.analysis.dataflow import written_nodes
 from snnfx.passes.analysis.opkinds import is_random, packet
 from snnfx.passes.analysis.placement import Placement
-from snnfx.passes.analysis.step_terms import Term, Terms
+from snnfx.passes.analysis.step_terms import BEFORE, Term, Terms
 from snnfx.passes.analysis.step_values import Steps, Value, Whole, sliced
 from snnfx.passes.fxgraph import ancestors, is_symbol, producer, tensor_value
 
@@ -207,12 +207,18 @@ def _difference(whole: StepRun, expected: _Found, chunks: Sequence[_Found]) -> N
     if not nodes:
         return NotChunkable("a state is a number in the whole run, and a tensor in the chunks", "")
     known = {t for c in chunks for node in c.steps.nodes for t in c.steps.terms_of(node)}
-    path = ancestors(nodes)
-    for node in expected.steps.nodes:
-        if node in path and not expected.steps.terms_of(node) <= known:
-            return NotChunkable(_reason(node, expected.steps), node.name)
+    path, steps = ancestors(nodes), expected.steps
+    unmatched = [n for n in steps.nodes if n in path and not steps.terms_of(n) <= known]
+    for node in (*(n for n in unmatched if _may_differ(n, steps)), *unmatched):
+        return NotChunkable(_reason(node, steps), node.name)
     name = nodes[0].name
     return NotChunkable(f"'{name}' puts the time steps together in another order", name)
+
+
+def _may_differ(node: Node, steps: Steps) -> bool:
+    """Whether a node is more than a constant that every run makes in the size that it needs."""
+    depends = any(steps.terms.latest(term) != BEFORE for term in steps.terms_of(node))
+    return depends or node.op != "call_function" or node in steps.mixing | steps.written
 
 
 def _differing(whole: StepRun, expected: _Found, chunks: Sequence[_Found]) -> Iterator[Node | None]:

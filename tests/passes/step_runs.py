@@ -96,6 +96,13 @@ def check(module: nn.Module, sequences: Tensors, sizes: Sequence[int]) -> NotChu
 def differs(module: nn.Module, sequences: Tensors, sizes: Sequence[int]) -> float:
     """How far the outputs and states of really running chunk by chunk are from the whole's."""
     start = states_of(module)
+    with torch.no_grad():
+        return _distance(module, sequences, sizes, start)
+
+
+def _distance(
+    module: nn.Module, sequences: Tensors, sizes: Sequence[int], start: Sequence[Any]
+) -> float:
     expected = [*as_tuple(module(*sequences)), *states_of(module)]
     set_states(module, start)
     parts = [as_tuple(module(*chunk)) for chunk in cut(sequences, sizes)]

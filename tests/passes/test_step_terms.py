@@ -144,7 +144,7 @@ def follow(program: Program) -> tuple[Checked, Steps]:
     return terms, steps
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(st.randoms(use_true_random=False), st.sampled_from([1, 2, 3, 4]))
 def test_every_term_of_a_random_program_stands_for_what_it_computes(
     source: random.Random, size: int
@@ -158,12 +158,12 @@ def test_every_rule_finds_terms_in_random_programs() -> None:
                  aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default}  # fmt: skip
     missing = (set(NORMAL_FORMS) | set(SLICE_RULES)) - spellings
     apart = 0
-    for seed in range(60):
+    for seed in range(40):
         _, steps = follow(random_program(random.Random(seed), 3, steps=14))
         missing -= {node.target for node in steps.nodes}
         apart += sum(isinstance(steps.of(n), Sliced) for n in steps.nodes if n.op != "placeholder")
     assert missing == set()
-    assert apart > 200
+    assert apart > 100
 
 
 def test_views_of_one_tensor_are_one_term_whatever_they_are_spelled() -> None:
@@ -264,12 +264,20 @@ def test_steps_that_are_taken_and_put_together_stay_apart(build: Build) -> None:
 
 def parts_of_steps(p: Program) -> list[Node | None]:
     x = sequence(p, (15, 2), Placement(0, 1, 3))
-    return [p.call(aten.slice.Tensor, x, 0, 1, 4), p.call(aten.select.int, x, 0, 4)]
+    return [
+        p.call(aten.slice.Tensor, x, 0, 1, 4),
+        p.call(aten.slice.Tensor, x, 0, 3, 7),
+        p.call(aten.select.int, x, 0, 4),
+    ]
 
 
 def halves_of_all_steps(p: Program) -> list[Node | None]:
     x = sequence(p, (10, 2), Placement(0, 2, 1))
-    return [p.call(aten.slice.Tensor, x, 0, 0, 5), *p.items(p.call(aten.split.Tensor, x, 5))]
+    return [
+        p.call(aten.slice.Tensor, x, 0, 0, 5),
+        p.call(aten.cat.default, [p.constant((2, 2)), x]),
+        *p.items(p.call(aten.split.Tensor, x, 5)),
+    ]
 
 
 def a_constant_for_each_step(p: Program) -> list[Node | None]:
