@@ -266,6 +266,12 @@ class GCContainer(nn.Sequential):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def chunk_sizes(steps: int, count: int) -> list[int]:
+    """The sizes of at most `count` chunks of `steps` time steps, as equal as can be."""
+    count = max(1, min(count, steps))
+    return [steps // count + (index < steps % count) for index in range(count)]
+
+
 class TCGCContainer(GCContainer):
     """A `GCContainer` that runs its sequence in chunks along time, neuron state carried over.
 
@@ -321,10 +327,8 @@ class TCGCContainer(GCContainer):
         if self.n_chunk == 1 or not self._needs_gradient(x_seq, *args):
             return super().forward(x_seq, *args)
         sequences, others = self._separated(x_seq, *args)
-        steps = sequences[0].shape[0]
-        count = max(1, min(self.n_chunk, steps))
-        sizes = [steps // count + (index < steps % count) for index in range(count)]
-        if self.check_chunks and count > 1:
+        sizes = chunk_sizes(sequences[0].shape[0], self.n_chunk)
+        if self.check_chunks and len(sizes) > 1:
             self._prove(sequences, others, sizes)
         # One split has one gradient, where as many slices would each fill a whole one with zeros.
         parts = [sequence.split(sizes) for sequence in sequences]
@@ -345,12 +349,12 @@ class TCGCContainer(GCContainer):
     def _prove(
         self, sequences: Sequence[Tensor], others: Sequence[Any], sizes: Sequence[int]
     ) -> None:
-        from snnfx.chunk_proof import prove_chunks, run_key
+        from snnfx.eager.chunk_proof import prove_chunks, run_key
 
         key = run_key(self, sequences, others, sizes)
         if key in self._proven:
             return
-        refusal = prove_chunks(self, self._plain, sequences, others, sizes)
+        refusal = prove_chunks(self, sequences, others, sizes, forward="_plain")
         if refusal is not None:
             raise ChunkError(
                 f"running {', '.join(type(m).__name__ for m in self)} in {len(sizes)} chunks of "

@@ -24,6 +24,7 @@ from snnfx.eager.step import (
     RUN,
     SAVE,
     USE,
+    CallArguments,
     CallTensor,
     Event,
 )
@@ -56,6 +57,7 @@ class OpenCall:
     path: str
     index: int
     inputs: tuple[CallTensor, ...]
+    arguments: CallArguments
     enter: int
     exit: int = -1
     outputs: tuple[Node, ...] = ()
@@ -196,7 +198,8 @@ class Recorder(TorchDispatchMode):
             with self.pause():
                 inputs = tuple(self._passed(tensor) for tensor in tensors_in((args, kwargs)))
             self.stack.append(len(self.calls))
-            self.calls.append(OpenCall(path, index, inputs, len(self.events)))
+            how = _arguments(args, kwargs)
+            self.calls.append(OpenCall(path, index, inputs, how, len(self.events)))
             self.events.append((ENTER, self.stack[-1], 0))
 
         return enter
@@ -261,6 +264,15 @@ class Recorder(TorchDispatchMode):
             )
             self._storages.add(tensor, NO_STORAGE, lambda: self.events.append((RETURN, number, 0)))
         return tensor
+
+
+def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallArguments:
+    are_tensors = [isinstance(value, Tensor) for value in args]
+    return CallArguments(
+        starts_with_tensor=are_tensors[:1] == [True],
+        only_tensors=all(are_tensors) and not kwargs,
+        has_keywords=bool(kwargs),
+    )
 
 
 @dataclass(eq=False)

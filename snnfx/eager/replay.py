@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from snnfx.errors import PlanError
 from snnfx.eager.step import (
     ALLOC,
     DROP,
@@ -35,6 +34,7 @@ from snnfx.eager.step import (
     EagerStep,
     ModuleCall,
 )
+from snnfx.errors import PlanError
 
 
 @dataclass(frozen=True)

@@ -23,18 +23,18 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.fx import Node
 
 from snnfx._torch_compat import FakeTensorMode
-from snnfx.errors import CaptureError
 from snnfx.eager.recorder import Gradient, Operator, Recorder
 from snnfx.eager.replay import predict
 from snnfx.eager.step import FREE, NO_STORAGE, RUN, EagerStep, Event, ModuleCall
 from snnfx.eager.storages import tensors_in
 from snnfx.eager.twin import fake_arguments, fake_twin, kept_as_it_is
+from snnfx.errors import CaptureError
 from snnfx.passes.analysis.liveness import storage_bytes
 from snnfx.passes.cost.roofline import device_of, node_seconds
 from snnfx.passes.cost.workspace import workspace_phases
 from snnfx.passes.fxgraph import tensor_value
 
-__all__ = ["EagerStep", "ModuleCall", "record_step"]
+__all__ = ["EagerStep", "ModuleCall", "record_step", "total_of"]
 
 Loss = Callable[[Any], Tensor]
 
@@ -89,7 +89,7 @@ def _run(
     hooks = nullcontext() if keep_saved else saved_tensors_hooks(recorder.pack, recorder.unpack)
     try:
         with hooks:
-            total = (loss or _sum)(twin(*inputs))
+            total = (loss or total_of)(twin(*inputs))
         recorder.begin_backward()
         total.backward()
     except CaptureError:
@@ -98,7 +98,12 @@ def _run(
         raise CaptureError(_explanation(recorder, twin, error)) from error
 
 
-def _sum(outputs: Any) -> Tensor:
+def total_of(outputs: Any) -> Tensor:
+    """The sum of all floating-point tensors in `outputs` that require a gradient.
+
+    Raises:
+        CaptureError: there are none.
+    """
     found = [t for t in tensors_in(outputs) if t.requires_grad and t.is_floating_point()]
     if not found:
         raise CaptureError(
@@ -226,6 +231,7 @@ def _calls(
             call.path,
             call.index,
             call.inputs,
+            call.arguments,
             call.outputs,
             call.enter,
             call.exit,

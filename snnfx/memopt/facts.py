@@ -81,9 +81,9 @@ def _facts(
 
 
 def _refusal(calls: list[ModuleCall]) -> str:
-    if any(call.has_keywords for call in calls):
+    if any(call.arguments.has_keywords for call in calls):
         return "it is called with keyword arguments, and a container takes positional ones"
-    if not all(call.starts_with_tensor for call in calls):
+    if not all(call.arguments.starts_with_tensor for call in calls):
         return "its first argument is not a tensor"
     return ""
 

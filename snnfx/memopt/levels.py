@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from snnfx.checkpointing import chunk_sizes
 from snnfx.eager.chunk_proof import prove_chunks_of_call
 from snnfx.eager.replay import Prediction, predict
 from snnfx.eager.trace import record_step
@@ -57,9 +58,7 @@ class Levels:
     def apply(self, level: int, wraps: Wraps) -> SearchResult:
         """What a level makes of the containers of the level below."""
         if level == 2:
-            return split_along_space(
-                self._facts, wraps, self._splits, self._make, self._limits
-            )
+            return split_along_space(self._facts, wraps, self._splits, self._make, self._limits)
         if level == 3:
             factor = self._options.temporal_split_factor
             return split_along_time(
@@ -103,7 +102,7 @@ class Levels:
         """Why the calls of a module are not proven to run in chunks, or ""."""
         module = self._net.get_submodule(wrap.path)
         refusals = (
-            prove_chunks_of_call(module, call, wrap.chunks)
+            prove_chunks_of_call(module, call, chunk_sizes(call.inputs[0].shape[0], wrap.chunks))
             for call in self._facts.step.calls_of(wrap.path)
         )
         found = next((refusal for refusal in refusals if refusal is not None), None)
