@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from snnfx.base import MemoryModule
 from snnfx.compressors import BaseSpikeCompressor, NullSpikeCompressor
 from snnfx.errors import ChunkError
 from snnfx.recomputation import in_first_run, run_checkpointed
@@ -31,7 +32,8 @@ __all__ = [
     "to_gc_function",
 ]
 
-_NOT_FORWARDED = ("reset", "detach", "step_mode")
+_LOOKED_FOR = ("reset", "detach", "step_mode")
+"""By SpikingJelly, on every module of a model: a container must not answer for what it holds."""
 
 
 def in_gc_1st_forward() -> bool:
@@ -154,18 +156,33 @@ class GCContainer(nn.Sequential):
         super().__init__(*args)
         self.x_compressor = NullSpikeCompressor() if x_compressor is None else x_compressor
         self._is_wrapper = False
+        self._is_cut_out = False
 
     @classmethod
     def wrapping(
-        cls, module: nn.Module, x_compressor: BaseSpikeCompressor | None = None, **options: int
+        cls,
+        module: nn.Module,
+        x_compressor: BaseSpikeCompressor | None = None,
+        *,
+        is_cut_out: bool = False,
+        **options: int,
     ) -> Self:
         """A container that takes the place of one module in a model.
 
         Its `state_dict` has the module's own keys, so that checkpoints of the model with and
-        without the container are the same, and the module's attributes can be read from it.
+        without the container are the same, and the module's attributes can be read from it (but
+        for `reset` and `detach` of other modules than ours, since SpikingJelly looks for them).
+
+        Args:
+            module: what to wrap.
+            x_compressor: of its first input.
+            is_cut_out: whether, inside of another container, it is a piece cut out of that: its
+                inputs are kept, and the other container does not compute them again for it.
+            options: further arguments of the class.
         """
         container = cls(x_compressor, module, **options)
         container._is_wrapper = True
+        container._is_cut_out = is_cut_out
         return container
 
     @property
@@ -225,6 +242,7 @@ class GCContainer(nn.Sequential):
             args,
             modules=tuple(self.modules()),
             name=f"the {type(self).__name__} of {', '.join(type(m).__name__ for m in self)}",
+            keeps_own_inputs=self._is_cut_out,
         )
 
     def _needs_gradient(self, *inputs: Any) -> bool:
@@ -244,9 +262,12 @@ class GCContainer(nn.Sequential):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if not self.__dict__.get("_is_wrapper") or name in _NOT_FORWARDED:
+            if not self.__dict__.get("_is_wrapper"):
                 raise
-            return getattr(self[0], name)
+            module = super().__getattr__("_modules")["0"]
+            if name in _LOOKED_FOR and not isinstance(module, MemoryModule):
+                raise
+            return getattr(module, name)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As of any module; where the container wraps one module, with that module's keys."""

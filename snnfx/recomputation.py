@@ -22,7 +22,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -341,6 +341,10 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _nothing(tensor: Tensor) -> None:
+    """What is saved where nothing is differentiated."""
+
+
 def run_checkpointed(
     function: Function,
     compressor: BaseSpikeCompressor,
@@ -349,6 +353,7 @@ def run_checkpointed(
     *,
     modules: Sequence[nn.Module] = (),
     name: str = "a checkpointed function",
+    keeps_own_inputs: bool = False,
 ) -> Any:
     """``function(x, *args)``, of which only the inputs are kept for the backward pass.
 
@@ -362,6 +367,9 @@ def run_checkpointed(
         args: kept as they are.
         modules: those whose state the function may read or change, each once.
         name: of the segment, for errors.
+        keeps_own_inputs: whether a segment inside of another one keeps its inputs itself, so that
+            they need not be computed again with the outer one: it is then a piece cut out of the
+            outer one, which saves none of its tensors.
 
     Returns:
         What the function returns.
@@ -372,6 +380,9 @@ def run_checkpointed(
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(x, *args)
+    if keeps_own_inputs and _here.second_runs:
+        with saved_tensors_hooks(_nothing, _same):
+            return function(x, *args)
     state_watch, surroundings_watch = StateWatch(modules), _SurroundingsWatch(x)
     payload = compressor.compress(x)
     segment = _Segment(function, name)
@@ -381,5 +392,6 @@ def run_checkpointed(
     segment.state = state_watch.before()
     segment.surroundings = surroundings_watch.before()
     if any(holder() is not None for holder in segment.holders):
-        segment.inputs = _Inputs(compressor, payload, x, args, segment.state)
+        with saved_tensors_hooks(_same, _same) if keeps_own_inputs else nullcontext():
+            segment.inputs = _Inputs(compressor, payload, x, args, segment.state)
     return outputs
