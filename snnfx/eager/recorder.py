@@ -19,7 +19,7 @@ from snnfx.eager.step import (
     ENTER,
     EXIT,
     FREE,
-    NO_STORAGE,
+    OUTSIDE,
     RETURN,
     RUN,
     SAVE,
@@ -33,6 +33,8 @@ from snnfx.passes.fxgraph import tensor_bytes
 
 aten = torch.ops.aten
 
+NOT_ALLOCATED = -1
+
 _MAKES_LITERALS = (aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default)
 
 
@@ -42,8 +44,8 @@ class Operator:
 
     Attributes:
         node: its call.
-        results: the storages that it allocated for its results, by their place; `NO_STORAGE` for
-            one that lies in older memory.
+        results: the storages that it allocated for its results, by their place; `NOT_ALLOCATED`
+            for one that lies in older memory.
     """
 
     node: Node
@@ -98,7 +100,7 @@ class Recorder(TorchDispatchMode):
         self.backward = -1
         self.events: list[Event] = []
         self.operators: list[Operator] = []
-        self.storage_bytes: list[int] = []
+        self.storage_bytes: list[int] = [0]  # of OUTSIDE
         self.calls: list[OpenCall] = []
         self.stack: list[int] = []
         self.holder_calls: list[int] = []
@@ -147,9 +149,9 @@ class Recorder(TorchDispatchMode):
     def _allocated(self, result: Any) -> int:
         """The number of the storage of a result, if the operator has just allocated it."""
         if not isinstance(result, Tensor) or result.layout is not torch.strided:
-            return NO_STORAGE
+            return NOT_ALLOCATED
         if self._storages.find(result) is not None:
-            return NO_STORAGE
+            return NOT_ALLOCATED
         return self._follow(result, int(result.untyped_storage().nbytes()))
 
     def _follow(self, tensor: Tensor, size: int) -> int:
@@ -224,7 +226,7 @@ class Recorder(TorchDispatchMode):
 
     def _passed(self, tensor: Tensor) -> CallTensor:
         storage = self._storages.find_or_add_outside(tensor)
-        number = NO_STORAGE if storage is None else storage.number
+        number = OUTSIDE if storage is None else storage.number
         node = self._graph.node_of(tensor)
         size = tensor_bytes(tensor)
         return CallTensor(node, number, tuple(tensor.shape), tensor.dtype, size)
@@ -234,17 +236,20 @@ class Recorder(TorchDispatchMode):
 
         def accumulated(leaf: Tensor) -> None:
             storage = None if leaf.grad is None else self._storages.find(leaf.grad)
-            if storage is not None and storage.number != NO_STORAGE:
+            if storage is not None and storage.number != OUTSIDE:
                 self.gradients.append(Gradient(storage.number, len(self.events)))
 
         parameter.register_post_accumulate_grad_hook(accumulated)
 
     def pack(self, tensor: Tensor) -> Tensor | Holder:
-        """What autograd keeps in the place of a tensor: something that keeps no memory alive."""
-        storage = self._storages.find(tensor)
+        """What autograd keeps in the place of a tensor: something that keeps no memory alive.
+
+        Parameters are kept themselves, by containers too.
+        """
+        storage = self._storages.find_or_add_outside(tensor)
+        if storage is None or isinstance(tensor, nn.Parameter):
+            return tensor if tensor.is_leaf else tensor.detach()
         with self.pause():
-            if storage is None or storage.number == NO_STORAGE:
-                return tensor if tensor.is_leaf else tensor.detach()
             meta = self._metas.of(tensor)
             assert meta is not None, "only strided tensors have a storage"
             holder = Holder(self.events, len(self.holder_calls), meta)
@@ -262,7 +267,7 @@ class Recorder(TorchDispatchMode):
             tensor = torch.empty_strided(
                 meta.shape, meta.stride(), dtype=meta.dtype, device=meta.device
             )
-            self._storages.add(tensor, NO_STORAGE, lambda: self.events.append((RETURN, number, 0)))
+            self._storages.add(tensor, OUTSIDE, lambda: self.events.append((RETURN, number, 0)))
         return tensor
 
 

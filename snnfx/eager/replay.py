@@ -26,7 +26,7 @@ from snnfx.eager.step import (
     ENTER,
     EXIT,
     FREE,
-    NO_STORAGE,
+    OUTSIDE,
     RUN,
     SAVE,
     USE,
@@ -254,17 +254,21 @@ class _Replay:
 
     def _enter(self, position: int, number: int) -> None:
         segment = self.chosen.get(number)
-        if segment is None:
-            return
         call = self.step.calls[number]
+        if segment is None or not self._saves(call):
+            return
         packs = segment.packed_bits is not None
-        kept = [t.storage for t in call.inputs[packs:] if t.storage != NO_STORAGE]
+        kept = [tensor.storage for tensor in call.inputs[packs:]]
         for storage in kept:
             self.references[storage] += 1
         if segment.packed_bits is not None:
             kept.append(self._new(_packed_bytes(call.inputs[0], segment.packed_bits)))
             self._reach(position, 0)
         self.inside.append(_Running(call, segment, kept))
+
+    def _saves(self, call: ModuleCall) -> bool:
+        """Whether autograd saves anything in a call; else its container is not in use."""
+        return any(event[0] == SAVE for event in self.step.events[call.enter : call.exit])
 
     def _exit(self, number: int) -> None:
         if number in self.chosen:
@@ -287,7 +291,8 @@ class _Replay:
         if running.segment.packed_bits is not None:
             first = running.call.inputs[0]
             unpacked.append(self._new(first.bytes))
-            own[first.storage] = unpacked[0]
+            if first.storage != OUTSIDE:
+                own[first.storage] = unpacked[0]
             self._reach(position, 0)
         for storage in (*self._run_again(position, running, own), *unpacked):
             self._release(storage)

@@ -31,8 +31,8 @@ ALLOC, FREE, SAVE, USE, RETURN, DROP, RUN, ENTER, EXIT = range(9)
 
 Event = tuple[int, int, int]
 
-NO_STORAGE = -1
-"""The storage of a tensor that the record does not follow, such as a parameter's."""
+OUTSIDE = 0
+"""The number that stands for all memory which the record does not follow: parameters, buffers."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class CallTensor:
 
     Attributes:
         node: its value in the graph of the forward.
-        storage: where it lies; `NO_STORAGE` if that is not followed.
+        storage: where it lies; `OUTSIDE` if that is not followed.
         shape: its sizes.
         dtype: of its elements.
         bytes: of its elements, without gaps.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from snnfx.eager.step import NO_STORAGE
+from snnfx.eager.step import OUTSIDE
 
 Geometry = tuple[object, ...]
 
@@ -20,7 +20,7 @@ class Storage:
     """A storage that is alive.
 
     Attributes:
-        number: its number in the record; `NO_STORAGE` if the record does not follow it.
+        number: its number in the record; `OUTSIDE` if the record does not follow it.
         nodes: what is known of its contents: the node that computed them, by the geometry of the
             tensor that shows them. Emptied by each write.
         reference: weak; kept for its callback.
@@ -68,7 +68,7 @@ class Storages:
         """The storage of a tensor; where it is unknown, one that the record does not follow."""
         if tensor.layout is not torch.strided:
             return None
-        return self.find(tensor) or self.add(tensor, NO_STORAGE)
+        return self.find(tensor) or self.add(tensor, OUTSIDE)
 
     def forget_contents(self) -> None:
         """Forget what is known of the contents of all storages."""

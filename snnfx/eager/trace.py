@@ -23,9 +23,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.fx import Node
 
 from snnfx._torch_compat import FakeTensorMode
-from snnfx.eager.recorder import Gradient, Operator, Recorder
+from snnfx.eager.recorder import NOT_ALLOCATED, Gradient, Operator, Recorder
 from snnfx.eager.replay import predict
-from snnfx.eager.step import FREE, NO_STORAGE, RUN, EagerStep, Event, ModuleCall
+from snnfx.eager.step import FREE, RUN, EagerStep, Event, ModuleCall
 from snnfx.eager.storages import tensors_in
 from snnfx.eager.twin import fake_arguments, fake_twin, kept_as_it_is
 from snnfx.errors import CaptureError
@@ -159,8 +159,8 @@ def _sizes(recorder: Recorder) -> list[int]:
     """The bytes of all storages; some operators take larger memory than their result needs."""
     sizes = list(recorder.storage_bytes)
     for operator in recorder.operators:
-        first = operator.results[0] if operator.results else NO_STORAGE
-        if first != NO_STORAGE:
+        first = operator.results[0] if operator.results else NOT_ALLOCATED
+        if first != NOT_ALLOCATED:
             sizes[first] = max(sizes[first], storage_bytes(operator.node))
     return sizes
 
@@ -214,7 +214,7 @@ def _same_layout(node: Node) -> bool:
 
 def _workspace_bytes(operator: Operator, sizes: Sequence[int]) -> int:
     """What an operator needs at its worst moment, beyond its results."""
-    results = [0 if n == NO_STORAGE else sizes[n] for n in operator.results]
+    results = [0 if n == NOT_ALLOCATED else sizes[n] for n in operator.results]
     inside = (
         phase.temporary_bytes + sum(results[i] for i in phase.results)
         for phase in workspace_phases(operator.node)

@@ -17,8 +17,10 @@ from snnfx.eager.replay import Segment
 from snnfx.eager.trace import EagerStep, record_step
 from snnfx.passes.analysis.value_range import analyse_value_ranges
 
+from examples.measure import measure_memory
 from examples.models import SEWResNet, SpikingLayer, build
 from tests.models import HandWrittenNet, Workload
+from tests.oracles import training_step
 
 
 def hand_written() -> Workload:
@@ -42,9 +44,7 @@ def vgg() -> Workload:
 
 def vgg_spikingjelly() -> Workload:
     """The same in SpikingJelly's layers."""
-    workload = build("vgg8_spikingjelly", width=0.25, batch=2, steps=4, size=32)
-    workload.before_step()
-    return workload
+    return build("vgg8_spikingjelly", width=0.25, batch=2, steps=4, size=32)
 
 
 def sew() -> Workload:
@@ -109,6 +109,7 @@ def layer_paths(workload: Workload) -> list[str]:
 
 
 def record(workload: Workload, *, keep_saved: bool = False) -> EagerStep:
+    workload.before_step()
     return record_step(workload.model, workload.inputs, workload.loss_fn, keep_saved=keep_saved)
 
 
@@ -129,6 +130,18 @@ def wrap_segments(model: nn.Module, segments: dict[str, Segment], wrap: Wrap) ->
         parent, _, name = path.rpartition(".")
         inner = wrap(model.get_submodule(path), segment.packed_bits)
         setattr(model.get_submodule(parent), name, inner)
+
+
+def measured_bytes(workload: Workload) -> int:
+    """Activation memory of a training step after one warm-up, in bytes (CPU).
+
+    State of neurons is let go of before: the profiler may take the release of a block that is
+    older than itself for that of another one, which it has seen at the same address.
+    """
+    step = training_step(workload)
+    step()
+    workload.before_step()
+    return measure_memory(step, workload.model, workload.inputs).activation_bytes
 
 
 def is_near(found: int, expected: int, relative: float, absolute: int = 0) -> bool:

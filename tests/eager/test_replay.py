@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from snnfx.errors import PlanError
 from snnfx.eager.replay import Segment, predict
 from snnfx.eager.trace import record_step
+from snnfx.errors import PlanError
 
 from tests.eager.steps import (
     LARGE,
@@ -23,12 +23,12 @@ from tests.eager.steps import (
     in_torch_checkpoint,
     is_near,
     layer_paths,
+    measured_bytes,
     record,
     vgg,
     wrap_segments,
 )
 from tests.models import Workload
-from tests.oracles import measured_activation_bytes
 
 
 @pytest.mark.parametrize("make", LARGE)
@@ -39,7 +39,7 @@ def test_containers_with_packed_inputs_need_what_is_predicted(make: Callable[[],
     packed = {segment.packed_bits for segment in segments.values()}
     predicted = predict(step, segments)
     wrap_segments(workload.model, segments, in_container)
-    measured = measured_activation_bytes(workload)
+    measured = measured_bytes(workload)
     assert is_near(predicted.peak_bytes, measured, 0.02)
     if make is not hand_written:  # its neurons alone are wrapped, and they are fed with floats
         assert 1 in packed
@@ -56,7 +56,7 @@ def test_containers_that_keep_inputs_need_what_is_predicted(
     segments = {path: Segment(path) for path in layer_paths(workload)}
     predicted = predict(step, segments)
     wrap_segments(workload.model, segments, wrap)
-    assert is_near(predicted.peak_bytes, measured_activation_bytes(workload), error)
+    assert is_near(predicted.peak_bytes, measured_bytes(workload), error)
 
 
 @pytest.mark.parametrize("make", LARGE)
@@ -110,7 +110,7 @@ def test_any_set_of_containers_needs_what_is_predicted(layers: list[tuple[int, b
     predicted = predict(record(workload), segments)
     wrap_segments(model, segments, in_container)
     # Small tensors that containers make: random states, statistics, tokens.
-    measured = measured_activation_bytes(workload)
+    measured = measured_bytes(workload)
     assert is_near(predicted.peak_bytes, measured, 0.01, 32 * 1024)
 
 
@@ -154,13 +154,25 @@ def test_a_module_that_is_called_twice_is_computed_again_twice() -> None:
     both = sum(call.seconds for call in step.calls_of("layer"))
     assert 0.5 * both < predicted.seconds - predict(step, {}).seconds <= both
     wrap_segments(model, {"layer": Segment("layer")}, in_container)
-    assert is_near(predicted.peak_bytes, measured_activation_bytes(workload), 0.01, 32 * 1024)
+    assert is_near(predicted.peak_bytes, measured_bytes(workload), 0.01, 32 * 1024)
 
 
 def test_a_segment_that_saves_nothing_keeps_nothing() -> None:
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Identity(), nn.Linear(WIDTH, WIDTH))
     step = record_step(model, (torch.randn(512, WIDTH),))
-    assert predict(step, {"1": Segment("1")}) == predict(step, {})
+    assert predict(step, {"1": Segment("1", 8)}) == predict(step, {})
+
+
+def test_what_a_frozen_layer_saves_lies_in_no_activation_but_wants_the_layer_again() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Tanh())
+    model[1].requires_grad_(False)
+    x = torch.randn(2048, WIDTH)
+    workload = Workload(model, (x,), lambda output: output.square().mean(), (), lambda: None)
+    step = record(workload)
+    predicted = predict(step, {"1": Segment("1")})
+    wrap_segments(model, {"1": Segment("1")}, in_container)
+    assert is_near(predicted.peak_bytes, measured_bytes(workload), 0.01, 32 * 1024)
+    assert predicted.peak_bytes > step.peak_bytes
 
 
 def test_segments_that_cannot_be_are_refused() -> None:

@@ -15,22 +15,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from snnfx.errors import CaptureError
 from snnfx.eager.step import EagerStep
 from snnfx.eager.trace import record_step
+from snnfx.errors import CaptureError
 from snnfx.neurons import LIFNode
 from snnfx.passes.analysis.value_range import ValueRanges, analyse_value_ranges
 
-from tests.eager.steps import LARGE, hand_written, is_near, layer_paths, record, sew
+from tests.eager.steps import (
+    LARGE,
+    hand_written,
+    is_near,
+    layer_paths,
+    measured_bytes,
+    record,
+    sew,
+)
 from tests.models import SpikingMLP, Workload
-from tests.oracles import measured_activation_bytes
 
 
 @pytest.mark.parametrize("make", LARGE)
 def test_the_peak_of_the_plain_step_is_the_measured_one(make: Callable[[], Workload]) -> None:
     workload = make()
     step = record(workload)
-    assert is_near(step.peak_bytes, measured_activation_bytes(workload), 0.005)
+    assert is_near(step.peak_bytes, measured_bytes(workload), 0.005)
     assert is_near(record(workload, keep_saved=True).peak_bytes, step.peak_bytes, 0.001)
 
 
@@ -39,7 +46,7 @@ def mean_square(output: Tensor) -> Tensor:
 
 
 def measured(model: nn.Module, *inputs: Tensor, loss: Any = mean_square) -> int:
-    return measured_activation_bytes(Workload(model, inputs, loss, (), lambda: None))
+    return measured_bytes(Workload(model, inputs, loss, (), lambda: None))
 
 
 class Positions(nn.Module):
@@ -83,7 +90,7 @@ def test_lower_precision_under_autocast_is_recorded() -> None:
     workload = hand_written()
     with torch.autocast("cpu", torch.bfloat16):
         step = record(workload)
-        found = measured_activation_bytes(workload)
+        found = measured_bytes(workload)
     assert is_near(step.peak_bytes, found, 0.02)
     assert found < 0.9 * record(workload).peak_bytes
 
