@@ -264,7 +264,7 @@ class GCContainer(nn.Sequential):
         except AttributeError:
             if not self.__dict__.get("_is_wrapper"):
                 raise
-            module = super().__getattr__("_modules")["0"]
+            module = self.__dict__["_modules"]["0"]
             if name in _LOOKED_FOR and not isinstance(module, MemoryModule):
                 raise
             return getattr(module, name)

@@ -83,8 +83,8 @@ def predict(step: EagerStep, segments: Mapping[str, Segment]) -> Prediction:
             each is called in the step.
 
     Raises:
-        PlanError: segments are nested otherwise, not called, or have nothing to pack; or the record does not
-            tell what autograd saves.
+        PlanError: segments are nested otherwise, not called, or have nothing to pack; or the record
+            does not tell what autograd saves.
     """
     chosen = _chosen_calls(step, segments)
     replay = _Replay(step, chosen)
@@ -271,7 +271,7 @@ class _Replay:
         return any(event[0] == SAVE for event in self.step.events[call.enter : call.exit])
 
     def _exit(self, number: int) -> None:
-        if number in self.chosen:
+        if self.inside and self.inside[-1].call is self.step.calls[number]:
             running = self.inside.pop()
             running.entered = False
             self._finish_if_done(running)
