@@ -13,21 +13,49 @@ if TYPE_CHECKING:
     from snnfx.backend import last_plan
     from snnfx.capture.offline import Capture, capture, plan
     from snnfx.errors import SnnfxError, SnnfxWarning
+    from snnfx.memopt import (
+        MEMOPT_PROFILES,
+        MemOptSummary,
+        apply_gc,
+        get_module_and_parent,
+        memory_optimization,
+        resolve_device,
+    )
     from snnfx.passes.plan.memory_plan import MemoryPlan
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Capture": "snnfx.capture.offline",
+    "MEMOPT_PROFILES": "snnfx.memopt",
+    "MemOptSummary": "snnfx.memopt",
     "MemoryPlan": "snnfx.passes.plan.memory_plan",
     "SnnfxError": "snnfx.errors",
     "SnnfxWarning": "snnfx.errors",
+    "apply_gc": "snnfx.memopt",
     "capture": "snnfx.capture.offline",
+    "get_module_and_parent": "snnfx.memopt",
     "last_plan": "snnfx.backend",
+    "memory_optimization": "snnfx.memopt",
     "plan": "snnfx.capture.offline",
+    "resolve_device": "snnfx.memopt",
 }
 
-__all__ = ["Capture", "MemoryPlan", "SnnfxError", "SnnfxWarning", "capture", "last_plan", "plan"]
+__all__ = [
+    "MEMOPT_PROFILES",
+    "Capture",
+    "MemOptSummary",
+    "MemoryPlan",
+    "SnnfxError",
+    "SnnfxWarning",
+    "apply_gc",
+    "capture",
+    "get_module_and_parent",
+    "last_plan",
+    "memory_optimization",
+    "plan",
+    "resolve_device",
+]
 
 
 def __getattr__(name: str) -> Any:

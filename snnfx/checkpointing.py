@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from snnfx.base import MemoryModule
 from snnfx.compressors import BaseSpikeCompressor, NullSpikeCompressor
 from snnfx.errors import ChunkError
 from snnfx.recomputation import in_first_run, run_checkpointed
@@ -31,7 +32,8 @@ __all__ = [
     "to_gc_function",
 ]
 
-_NOT_FORWARDED = ("reset", "detach", "step_mode")
+_LOOKED_FOR = ("reset", "detach", "step_mode")
+"""By SpikingJelly, on every module of a model: a container must not answer for what it holds."""
 
 
 def in_gc_1st_forward() -> bool:
@@ -79,9 +81,7 @@ def input_compressed_gc(
     """
     modules = _modules_of(f_forward, args)
     name = getattr(f_forward, "__qualname__", type(f_forward).__name__)
-    return run_checkpointed(
-        f_forward, x_compressor, x_seq, args, modules=modules, name=f"'{name}'"
-    )
+    return run_checkpointed(f_forward, x_compressor, x_seq, args, modules=modules, name=f"'{name}'")
 
 
 def to_gc_function(
@@ -156,18 +156,33 @@ class GCContainer(nn.Sequential):
         super().__init__(*args)
         self.x_compressor = NullSpikeCompressor() if x_compressor is None else x_compressor
         self._is_wrapper = False
+        self._is_cut_out = False
 
     @classmethod
     def wrapping(
-        cls, module: nn.Module, x_compressor: BaseSpikeCompressor | None = None, **options: int
+        cls,
+        module: nn.Module,
+        x_compressor: BaseSpikeCompressor | None = None,
+        *,
+        is_cut_out: bool = False,
+        **options: int,
     ) -> Self:
         """A container that takes the place of one module in a model.
 
         Its `state_dict` has the module's own keys, so that checkpoints of the model with and
-        without the container are the same, and the module's attributes can be read from it.
+        without the container are the same, and the module's attributes can be read from it (but
+        for `reset` and `detach` of other modules than ours, since SpikingJelly looks for them).
+
+        Args:
+            module: what to wrap.
+            x_compressor: of its first input.
+            is_cut_out: whether, inside of another container, it is a piece cut out of that: its
+                inputs are kept, and the other container does not compute them again for it.
+            options: further arguments of the class.
         """
         container = cls(x_compressor, module, **options)
         container._is_wrapper = True
+        container._is_cut_out = is_cut_out
         return container
 
     @property
@@ -207,7 +222,8 @@ class GCContainer(nn.Sequential):
         """
         if not self._needs_gradient(x, *args):
             return self._plain(x, *args)
-        return self.stateful_forward(x, *args) if self.num_states else self.stateless_forward(x, *args)
+        run = self.stateful_forward if self.num_states else self.stateless_forward
+        return run(x, *args)
 
     def _plain(self, x: Any, *args: Any) -> Any:
         if not args:
@@ -226,6 +242,7 @@ class GCContainer(nn.Sequential):
             args,
             modules=tuple(self.modules()),
             name=f"the {type(self).__name__} of {', '.join(type(m).__name__ for m in self)}",
+            keeps_own_inputs=self._is_cut_out,
         )
 
     def _needs_gradient(self, *inputs: Any) -> bool:
@@ -245,9 +262,12 @@ class GCContainer(nn.Sequential):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if not self.__dict__.get("_is_wrapper") or name in _NOT_FORWARDED:
+            if not self.__dict__.get("_is_wrapper"):
                 raise
-            return getattr(self[0], name)
+            module = super().__getattr__("_modules")["0"]
+            if name in _LOOKED_FOR and not isinstance(module, MemoryModule):
+                raise
+            return getattr(module, name)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As of any module; where the container wraps one module, with that module's keys."""
@@ -265,6 +285,12 @@ class GCContainer(nn.Sequential):
                 for key in [key for key in state_dict if key.startswith(prefix)]:
                     state_dict[f"{prefix}0.{key.removeprefix(prefix)}"] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def chunk_sizes(steps: int, count: int) -> list[int]:
+    """The sizes of at most `count` chunks of `steps` time steps, as equal as can be."""
+    count = max(1, min(count, steps))
+    return [steps // count + (index < steps % count) for index in range(count)]
 
 
 class TCGCContainer(GCContainer):
@@ -322,14 +348,13 @@ class TCGCContainer(GCContainer):
         if self.n_chunk == 1 or not self._needs_gradient(x_seq, *args):
             return super().forward(x_seq, *args)
         sequences, others = self._separated(x_seq, *args)
-        steps = sequences[0].shape[0]
-        count = max(1, min(self.n_chunk, steps))
-        sizes = [steps // count + (index < steps % count) for index in range(count)]
-        if self.check_chunks and count > 1:
+        sizes = chunk_sizes(sequences[0].shape[0], self.n_chunk)
+        if self.check_chunks and len(sizes) > 1:
             self._prove(sequences, others, sizes)
         # One split has one gradient, where as many slices would each fill a whole one with zeros.
         parts = [sequence.split(sizes) for sequence in sequences]
-        chunks = [super(TCGCContainer, self).forward(*part, *others) for part in zip(*parts)]
+        forward = super().forward
+        chunks = [forward(*part, *others) for part in zip(*parts, strict=True)]
         return self._joined(chunks)
 
     def _separated(self, *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
@@ -345,12 +370,12 @@ class TCGCContainer(GCContainer):
     def _prove(
         self, sequences: Sequence[Tensor], others: Sequence[Any], sizes: Sequence[int]
     ) -> None:
-        from snnfx.chunk_proof import prove_chunks, run_key
+        from snnfx.eager.chunk_proof import prove_chunks, run_key
 
         key = run_key(self, sequences, others, sizes)
         if key in self._proven:
             return
-        refusal = prove_chunks(self, self._plain, sequences, others, sizes)
+        refusal = prove_chunks(self, sequences, others, sizes, forward="_plain")
         if refusal is not None:
             raise ChunkError(
                 f"running {', '.join(type(m).__name__ for m in self)} in {len(sizes)} chunks of "

@@ -23,10 +23,7 @@ would not come back is an error; without, each class says what becomes of it. Ch
 values, which waits for a GPU and cannot be traced into a graph; fake and meta tensors have no
 values and are not checked.
 
-Compressing is not differentiable and records nothing for autograd. The names, and the two hooks
-that a compressor of one's own defines, are those of SpikingJelly's `memopt`. Differently from
-there, `compress` returns a `CompressedSpikes`, which knows the shape, dtype and strides; so
-compressors hold nothing of a call, and one may serve many layers, calls and threads.
+How to write a compressor of one's own is said in `snnfx.compression`.
 
 Cost: linear in the number of elements, in time.
 """
@@ -34,14 +31,20 @@ Cost: linear in the number of elements, in time.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, ClassVar, final
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from snnfx.compression import (
+    BaseSpikeCompressor,
+    CompressedSpikes,
+    check_payload,
+    memory_order,
+)
 from snnfx.errors import CompressionError, OptionError
 from snnfx.kernels.bitpack_reference import (
     check_grid,
@@ -61,174 +64,13 @@ __all__ = [
     "Uint8SpikeCompressor",
 ]
 
-CHECKED_ELEMENTS = 1 << 20
+CHECKED_ELEMENTS = 1 << 18
 """Elements that are checked at a time, so that checking needs little memory."""
 
 INDEX_ELEMENTS = 1 << 20
-"""Narrow indices that are widened at a time, for the same reason."""
+"""Elements or indices at a time where indices are not int64, which torch takes and gives."""
 
 INDEX_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
-
-
-@final
-@dataclass(frozen=True, slots=True, eq=False)
-class CompressedSpikes:
-    """What `BaseSpikeCompressor.compress` returns: the small tensor and how to read it.
-
-    Attributes:
-        data: the compressed tensor, of whatever shape and dtype its compressor chose.
-        shape: of the tensor that was compressed, and so `dtype` and `stride`.
-        dtype: see above.
-        stride: where it was dense but not in the order of its dimensions; else None.
-    """
-
-    data: Tensor
-    shape: torch.Size
-    dtype: torch.dtype
-    stride: tuple[int, ...] | None
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the compressed tensor in bytes."""
-        return self.data.nbytes
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors inside, for whoever has to save them through autograd."""
-        return (self.data,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> CompressedSpikes:
-        """The same with other tensors inside, as many as `tensors` gave."""
-        (data,) = tensors
-        return replace(self, data=data)
-
-
-class BaseSpikeCompressor(abc.ABC):
-    """A way to a small tensor and back; subclasses define `_compress` and `_decompress`.
-
-    Attributes:
-        requires_strictly_binary: whether only tensors of zeros and ones are held; whoever chooses
-            a compressor asks this.
-    """
-
-    requires_strictly_binary: ClassVar[bool] = False
-
-    _in_memory_order: ClassVar[bool] = False
-    """Whether the hooks take any order of elements: a dense tensor is then read as it lies."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        # A class that overrides a hook means it, even where its parent has a faster way.
-        if _distance(cls, "_compress", "_decompress") < _distance(cls, "_decompress_to"):
-            cls._decompress_to = BaseSpikeCompressor._decompress_to
-            cls._in_memory_order = False
-
-    @abc.abstractmethod
-    def _compress(self, s_seq: Tensor) -> Tensor:
-        """The compressed form of `s_seq`, any shape; runs without gradients."""
-
-    @abc.abstractmethod
-    def _decompress(self, s_seq: Tensor, shape: torch.Size) -> Tensor:
-        """The tensor of `shape` that `_compress` made `s_seq` of, in any dtype that holds it."""
-
-    def _decompress_to(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """`_decompress`, in `dtype`; overridden where that needs no step between."""
-        return self._decompress(s_seq, shape).to(dtype)
-
-    def compress(self, s_seq: Tensor) -> CompressedSpikes:
-        """Compress `s_seq`, any shape and strides."""
-        with torch.no_grad():
-            stride = _stride_to_restore(s_seq)
-            x = s_seq
-            if self._in_memory_order and stride is not None:
-                x = s_seq.permute(_memory_order(stride))
-            return CompressedSpikes(self._compress(x), s_seq.shape, s_seq.dtype, stride)
-
-    def decompress(self, s_seq: CompressedSpikes, shape: Sequence[int] | None = None) -> Tensor:
-        """Give back the tensor that was compressed; it does not require gradients.
-
-        Args:
-            s_seq: the result of this compressor's `compress`.
-            shape: the shape expected. Not needed; accepted because SpikingJelly asks for it.
-
-        Raises:
-            CompressionError: `s_seq` is not such a result, or comes from another shape.
-        """
-        check_payload(self, s_seq, shape)
-        with torch.no_grad():
-            if self._in_memory_order and s_seq.stride is not None:
-                order = _memory_order(s_seq.stride)
-                stored = torch.Size([s_seq.shape[d] for d in order])
-                x = self._decompress_to(s_seq.data, stored, s_seq.dtype)
-                x = x.permute([order.index(d) for d in range(len(order))])
-            else:
-                x = self._decompress_to(s_seq.data, s_seq.shape, s_seq.dtype)
-            if x.shape != s_seq.shape:
-                raise CompressionError(
-                    f"{type(self).__name__}._decompress gave shape {tuple(x.shape)}, expected "
-                    f"{tuple(s_seq.shape)}; return a tensor of the shape it is called with"
-                )
-            # Detached, since a view made here could not be written into where gradients are on.
-            return _with_stride(x, s_seq.stride).detach()
-
-
-def check_payload(
-    compressor: BaseSpikeCompressor, s_seq: object, shape: Sequence[int] | None
-) -> None:
-    """Check that `s_seq` can be decompressed, to `shape` where that is given.
-
-    Raises:
-        CompressionError: it is not a `CompressedSpikes`, or holds another shape.
-    """
-    name = type(compressor).__name__
-    if not isinstance(s_seq, CompressedSpikes):
-        raise CompressionError(
-            f"{name}.decompress takes the CompressedSpikes that compress returned, got "
-            f"{type(s_seq).__name__}; pass that result on as it is"
-        )
-    if shape is not None and tuple(shape) != tuple(s_seq.shape):
-        raise CompressionError(
-            f"{name}.decompress was asked for shape {tuple(shape)}, but the spikes had shape "
-            f"{tuple(s_seq.shape)}; leave the shape out, and reshape the result"
-        )
-
-
-def _distance(cls: type, *names: str) -> int:
-    """How far up the bases of `cls` the first one that defines any of `names` is."""
-    return next(i for i, base in enumerate(cls.__mro__) if not vars(base).keys().isdisjoint(names))
-
-
-def _contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
-    stride: list[int] = []
-    step = 1
-    for size in reversed(shape):
-        stride.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(stride))
-
-
-def _memory_order(stride: Sequence[int]) -> list[int]:
-    """The dimensions from the slowest in memory to the fastest."""
-    return sorted(range(len(stride)), key=lambda d: -stride[d])
-
-
-def _stride_to_restore(x: Tensor) -> tuple[int, ...] | None:
-    """The strides of a dense tensor; None where a new tensor has them, or if it is not dense."""
-    stride = x.stride()
-    if stride == _contiguous_stride(x.shape):
-        return None
-    is_dense = x.is_contiguous() or x.permute(_memory_order(stride)).is_contiguous()
-    return stride if is_dense else None
-
-
-def _with_stride(x: Tensor, stride: tuple[int, ...] | None) -> Tensor:
-    """`x` with `stride`, by default contiguous; copied only where elements have to move."""
-    stride = _contiguous_stride(x.shape) if stride is None else stride
-    if x.stride() == stride:
-        return x
-    moving = [d for d, size in enumerate(x.shape) if size > 1]
-    if x.numel() == 0 or all(x.stride(d) == stride[d] for d in moving):
-        return x.as_strided(x.shape, stride)
-    return torch.empty_strided(x.shape, stride, dtype=x.dtype, device=x.device).copy_(x)
 
 
 @dataclass(frozen=True)
@@ -261,14 +103,18 @@ class _ElementCompressor(BaseSpikeCompressor):
     check: bool = False
 
     @abc.abstractmethod
-    def _decompress_to(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor: ...
+    def _expand(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """The tensor of `shape` and `dtype` that `_compress` made `s_seq` of."""
 
-    @abc.abstractmethod
     def _round_trip(self, piece: Tensor) -> Tensor:
-        """`piece` as it would come back, each element for itself whatever its value."""
+        """The nearest to `piece` that is held: it differs from `piece` where that is not."""
+        return piece.to(torch.bool).to(piece.dtype)
 
     def _decompress(self, s_seq: Tensor, shape: torch.Size) -> Tensor:
-        return self._decompress_to(s_seq, shape, torch.float32)
+        return self._expand(s_seq, shape, torch.float64)  # which holds every grid
+
+    def _decompress_to(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return self._expand(s_seq, shape, dtype)
 
     def compress(self, s_seq: Tensor) -> CompressedSpikes:
         """Compress `s_seq`, any shape and strides.
@@ -289,7 +135,7 @@ class _ElementCompressor(BaseSpikeCompressor):
             self._check_values(s_seq)
 
     def _check_values(self, s_seq: Tensor) -> None:
-        order = _memory_order(s_seq.stride())
+        order = memory_order(s_seq.stride())
         x = s_seq.detach().permute(order)
         for start, piece in enumerate(x.reshape(-1).split(CHECKED_ELEMENTS)):
             is_lost = _differs(piece, self._round_trip(piece))
@@ -334,11 +180,8 @@ class BooleanSpikeCompressor(_ElementCompressor):
     def _compress(self, s_seq: Tensor) -> Tensor:
         return s_seq.to(torch.bool, memory_format=torch.contiguous_format)
 
-    def _decompress_to(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def _expand(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return s_seq.to(dtype)
-
-    def _round_trip(self, piece: Tensor) -> Tensor:
-        return piece.to(torch.bool).to(piece.dtype)
 
 
 @dataclass(frozen=True)
@@ -360,7 +203,7 @@ class Uint8SpikeCompressor(_ElementCompressor):
     def _compress(self, s_seq: Tensor) -> Tensor:
         return s_seq.to(torch.uint8, memory_format=torch.contiguous_format)
 
-    def _decompress_to(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def _expand(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return s_seq.to(dtype)
 
     def _round_trip(self, piece: Tensor) -> Tensor:
@@ -378,14 +221,9 @@ class _PackingCompressor(_ElementCompressor):
         bits, scale, lo = self._grid()
         return pack_bits(s_seq, bits, "flat", scale, lo)
 
-    def _decompress_to(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def _expand(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         bits, scale, lo = self._grid()
         return unpack_bits(s_seq, shape, dtype, bits, "flat", scale, lo)
-
-    def _round_trip(self, piece: Tensor) -> Tensor:
-        bits, scale, lo = self._grid()
-        packed = pack_bits_reference(piece, bits, "flat", scale, lo)
-        return unpack_bits_reference(packed, piece.shape, piece.dtype, bits, "flat", scale, lo)
 
 
 @dataclass(frozen=True)
@@ -439,6 +277,11 @@ class GridSpikeCompressor(_PackingCompressor):
     def _grid(self) -> tuple[int, float, int]:
         return self.bits, self.scale, self.lo
 
+    def _round_trip(self, piece: Tensor) -> Tensor:
+        grid = (self.bits, "flat", self.scale, self.lo)
+        packed = pack_bits_reference(piece, *grid)
+        return unpack_bits_reference(packed, piece.shape, piece.dtype, *grid)
+
     def _what(self) -> str:
         return f"only {self.scale} * k for k from {self.lo} to {self.lo + (1 << self.bits) - 1}"
 
@@ -484,15 +327,19 @@ class SparseSpikeCompressor(_ElementCompressor):
     def _compress(self, s_seq: Tensor) -> Tensor:
         if s_seq.is_meta or (isinstance(s_seq, FakeTensor) and s_seq.fake_mode.shape_env is None):
             return torch.empty(s_seq.numel(), dtype=self.dtype, device=s_seq.device)
-        fired = s_seq if s_seq.is_contiguous() else s_seq != 0
-        return fired.reshape(-1).nonzero().reshape(-1).to(self.dtype)
+        flat = (s_seq if s_seq.is_contiguous() else s_seq != 0).reshape(-1)
+        if self.dtype == torch.int64:
+            return flat.nonzero().reshape(-1)
+        return torch.cat([*self._narrow_indices(flat)])
 
-    def _decompress_to(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def _narrow_indices(self, flat: Tensor) -> Iterator[Tensor]:
+        """The indices in pieces, since they are found as int64."""
+        for i, piece in enumerate(flat.split(INDEX_ELEMENTS)):
+            yield piece.nonzero().reshape(-1).add_(i * INDEX_ELEMENTS).to(self.dtype)
+
+    def _expand(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         x = torch.zeros(shape, dtype=dtype, device=s_seq.device)
         flat = x.view(-1)
         for indices in s_seq.split(INDEX_ELEMENTS):
             flat.index_fill_(0, indices.to(torch.int64), 1)
         return x
-
-    def _round_trip(self, piece: Tensor) -> Tensor:
-        return piece.to(torch.bool).to(piece.dtype)

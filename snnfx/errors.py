@@ -11,6 +11,10 @@ class OptionError(SnnfxError, ValueError):
     """A backend option, argument or environment variable has an unknown name or value."""
 
 
+class ModulePathError(SnnfxError, AttributeError):
+    """A model has no module at a path."""
+
+
 class BudgetError(SnnfxError, ValueError):
     """No plan fits a memory budget."""
 

@@ -118,6 +118,16 @@ class StateWatch:
         for _, before in self._entries:
             yield from (value for value in before.values() if isinstance(value, Tensor))
 
+    def release_histories(self) -> None:
+        """Give each new state that is one step of a sequence a storage of its own.
+
+        A neuron that keeps the last of T potentials as a view keeps all T of them in memory.
+        """
+        for slots, before in self._entries:
+            for name, value in slots.items() if _holds_memories(slots, self._modules) else ():
+                if value is not before.get(name) and _is_small_part(value):
+                    slots[name] = value.clone()
+
     def before(self) -> StateBefore:
         """The state of the modules before they ran."""
         tensors: list[ChangedTensor] = []
@@ -167,6 +177,14 @@ def _put(slots: Slots, values: Slots) -> None:
     for name, value in values.items():
         if slots.get(name, _ABSENT) is not value:
             slots[name] = value
+
+
+def _holds_memories(slots: Slots, modules: Iterable[nn.Module]) -> bool:
+    return any(module.__dict__.get("_memories") is slots for module in modules)
+
+
+def _is_small_part(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.untyped_storage().nbytes() >= 2 * value.nbytes > 0
 
 
 def _may_be_statistics(value: Tensor) -> bool:

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -38,26 +38,26 @@ from snnfx.module_state import StateBefore, StateWatch
 Function = Callable[..., Any]
 
 
-class _Depth(threading.local):
-    first_runs = 0
-    second_runs = 0
+class _Here(threading.local):
+    """What this thread is doing.
+
+    Attributes:
+        first: the innermost segment in its first run.
+        second_runs: how many second runs this is inside of.
+        latest: the segment that was computed again last, while it lives.
+    """
+
+    first: _Segment | None = None
+    second_runs: int = 0
+    latest: weakref.ref[_Segment] | None = None
 
 
-_depth = _Depth()
+_here = _Here()
 
 
 def in_first_run() -> bool:
     """Whether this thread is inside of the first run of a segment, and not of a second one."""
-    return _depth.first_runs > 0 and _depth.second_runs == 0
-
-
-@contextmanager
-def _counted(name: str) -> Generator[None]:
-    setattr(_depth, name, getattr(_depth, name) + 1)
-    try:
-        yield
-    finally:
-        setattr(_depth, name, getattr(_depth, name) - 1)
+    return _here.first is not None and _here.second_runs == 0
 
 
 class _Enough(BaseException):
@@ -135,7 +135,8 @@ class _SurroundingsWatch:
     def before(self) -> _Surroundings:
         pairs = zip(self._before, self._random_state(), strict=True)
         drawn = any(a is not None and b is not None and not torch.equal(a, b) for a, b in pairs)
-        return _Surroundings(self._autocast, *(self._before if drawn else (None, None)), self._device)
+        states = self._before if drawn else (None, None)
+        return _Surroundings(self._autocast, *states, self._device)
 
 
 class _Keep(torch.autograd.Function):
@@ -217,8 +218,19 @@ class _Segment:
     def __init__(self, function: Function, name: str) -> None:
         self.function = function
         self.name = name
+        self.outer = _here.first
         self.kinds: list[_Kind] = []
         self.holders: list[weakref.ref[_PlaceHolder]] = []
+
+    @contextmanager
+    def first_run(self) -> Generator[None]:
+        """Let autograd keep place-holders."""
+        _here.first = self
+        try:
+            with saved_tensors_hooks(self.save, self.load):
+                yield
+        finally:
+            _here.first = self.outer
 
     def save(self, tensor: Tensor) -> Tensor | _PlaceHolder:
         """What autograd keeps instead of a tensor; parameters, which live on, it keeps itself."""
@@ -240,19 +252,49 @@ class _Segment:
         return value
 
     def _run_again(self) -> None:
+        self._forget_others()
         second = _SecondRun(self)
-        with ExitStack() as stack:
-            stack.enter_context(_counted("second_runs"))
-            stack.enter_context(torch.enable_grad())
-            x, args, state = self.inputs.load()
-            stack.enter_context(self.state.restored(state))
-            stack.enter_context(self.surroundings.restored())
-            stack.enter_context(saved_tensors_hooks(second.save, _same))
-            try:
-                self.function(x, *args)
-            except _Enough:
-                return
-        second.check_end()
+        _here.second_runs += 1
+        try:
+            with torch.enable_grad():
+                x, args, state = self.inputs.load()
+                with (
+                    self.state.restored(state),
+                    self.surroundings.restored(),
+                    saved_tensors_hooks(second.save, _same),
+                ):
+                    self.function(x, *args)
+            second.fail_at_end()
+        except _Enough:
+            _here.latest = weakref.ref(self)
+        finally:
+            _here.second_runs -= 1
+
+    def _forget_others(self) -> None:
+        """Drop what the segment before was computed again for, and was not asked for.
+
+        The backward pass runs through segments in the reverse of their order, so it has left that
+        one. What nothing depends on (the last potential of a neuron) would otherwise be kept until
+        the graph dies. Whatever is asked for nevertheless is computed once more.
+        """
+        mine = {id(segment) for segment in self._with_outer_ones()}
+        latest = None if _here.latest is None else _here.latest()
+        for segment in () if latest is None else latest._with_outer_ones():
+            if id(segment) not in mine:
+                segment.forget()
+
+    def _with_outer_ones(self) -> Iterator[_Segment]:
+        segment: _Segment | None = self
+        while segment is not None:
+            yield segment
+            segment = segment.outer
+
+    def forget(self) -> None:
+        """Drop the tensors that were computed again and are still here."""
+        for reference in self.holders:
+            holder = reference()
+            if holder is not None:
+                holder.value = None
 
 
 class _SecondRun:
@@ -287,7 +329,7 @@ class _SecondRun:
                 "What it computes may depend only on its inputs, its modules and random numbers."
             )
 
-    def check_end(self) -> None:
+    def fail_at_end(self) -> None:
         raise RecomputationError(
             f"{self._segment.name} took another path when it was computed again: it saved "
             f"{self._count} tensors for the backward pass, and {self._end} are needed. What it "
@@ -299,6 +341,10 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _nothing(tensor: Tensor) -> None:
+    """What is saved where nothing is differentiated."""
+
+
 def run_checkpointed(
     function: Function,
     compressor: BaseSpikeCompressor,
@@ -307,6 +353,7 @@ def run_checkpointed(
     *,
     modules: Sequence[nn.Module] = (),
     name: str = "a checkpointed function",
+    keeps_own_inputs: bool = False,
 ) -> Any:
     """``function(x, *args)``, of which only the inputs are kept for the backward pass.
 
@@ -320,6 +367,9 @@ def run_checkpointed(
         args: kept as they are.
         modules: those whose state the function may read or change, each once.
         name: of the segment, for errors.
+        keeps_own_inputs: whether a segment inside of another one keeps its inputs itself, so that
+            they need not be computed again with the outer one: it is then a piece cut out of the
+            outer one, which saves none of its tensors.
 
     Returns:
         What the function returns.
@@ -330,13 +380,18 @@ def run_checkpointed(
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(x, *args)
+    if keeps_own_inputs and _here.second_runs:
+        with saved_tensors_hooks(_nothing, _same):
+            return function(x, *args)
     state_watch, surroundings_watch = StateWatch(modules), _SurroundingsWatch(x)
     payload = compressor.compress(x)
     segment = _Segment(function, name)
-    with _counted("first_runs"), saved_tensors_hooks(segment.save, segment.load):
+    with segment.first_run():
         outputs = function(x, *args)
+    state_watch.release_histories()
     segment.state = state_watch.before()
     segment.surroundings = surroundings_watch.before()
     if any(holder() is not None for holder in segment.holders):
-        segment.inputs = _Inputs(compressor, payload, x, args, segment.state)
+        with saved_tensors_hooks(_same, _same) if keeps_own_inputs else nullcontext():
+            segment.inputs = _Inputs(compressor, payload, x, args, segment.state)
     return outputs

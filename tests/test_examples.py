@@ -54,6 +54,22 @@ def test_the_benchmark_prints_a_table_and_writes_its_figures(tmp_path: Path) -> 
     assert checkpoint["memory"]["activation_bytes"] < eager["memory"]["activation_bytes"]
 
 
+def test_compressors_are_measured_at_each_rate(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    command = [sys.executable, "examples/bench_compressors.py", "--shape", "4", "2", "800"]
+    command += ["--rates", "5", "50", "--repeats", "3", "--threads", "1", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Sparse, int32" in done.stdout
+    rows = [m for m in json.loads(file.read_text())["measurements"] if m["library"] == "snnfx"]
+    ratios = {(row["name"], row["rate_percent"]): row["ratio"] for row in rows}
+    assert len(rows) == len(ratios) == 14
+    assert [ratios[name, 5] for name in ("Null", "Boolean", "Uint8", "Bit")] == [1, 4, 4, 32]
+    assert ratios["Sparse, int32", 5] == 2 * ratios["Sparse, int64", 5]
+    assert 7 < ratios["Sparse, int64", 5] / ratios["Sparse, int64", 50] < 13
+    assert all(row["compress_clones"] > 0 for row in rows)
+
+
 def test_predictions_are_measured_case_by_case_and_checked(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     command = [sys.executable, "examples/bench_prediction.py", "--models", "vgg8", "--levels", "1"]

@@ -15,11 +15,16 @@ from snnfx._torch_compat import FakeTensor, FakeTensorMode, pytree
 from snnfx.errors import CaptureError
 
 
-def fake_twin(net: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy of `net` in training mode whose parameters, buffers and state are fake tensors.
+def fake_twin(net: nn.Module, mode: FakeTensorMode, *, train: bool = True) -> nn.Module:
+    """A copy of `net` whose parameters, buffers and state are fake tensors.
 
     Tensors that are one in `net` are one in the twin. Tensors are looked for among the attributes
     of modules, and in the lists, tuples and dicts there; what is not found is copied for real.
+
+    Args:
+        net: what to copy.
+        mode: of the fake tensors.
+        train: whether a model in evaluation mode is copied in training mode.
 
     Raises:
         CaptureError: the model cannot be copied.
@@ -36,7 +41,7 @@ def fake_twin(net: nn.Module, mode: FakeTensorMode) -> nn.Module:
             "with copy.deepcopy: keep tensors in parameters, buffers or plain attributes, and "
             "what belongs to the process (locks, files, streams) outside of the model."
         ) from error
-    return twin if twin.training else twin.train()
+    return twin.train() if train and not twin.training else twin
 
 
 def fake_of(tensor: Tensor, mode: FakeTensorMode) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from snnfx._torch_compat import FakeTensor, FakeTensorMode, TorchDispatchMode
-from snnfx.memopt.graph_recorder import GraphRecorder, Metas
-from snnfx.memopt.step import (
+from snnfx.eager.graph_recorder import GraphRecorder, Metas
+from snnfx.eager.step import (
     ALLOC,
     DROP,
     ENTER,
@@ -24,10 +24,11 @@ from snnfx.memopt.step import (
     RUN,
     SAVE,
     USE,
+    CallArguments,
     CallTensor,
     Event,
 )
-from snnfx.memopt.storages import Storages, tensors_in
+from snnfx.eager.storages import Storages, tensors_in
 from snnfx.passes.fxgraph import tensor_bytes
 
 aten = torch.ops.aten
@@ -53,35 +54,28 @@ class Operator:
 
 @dataclass
 class OpenCall:
-    """A call of a module, from when it begins; see `snnfx.memopt.step.ModuleCall`."""
+    """A call of a module, from when it begins; see `snnfx.eager.step.ModuleCall`."""
 
     path: str
     index: int
     inputs: tuple[CallTensor, ...]
+    arguments: CallArguments
     enter: int
     exit: int = -1
     outputs: tuple[Node, ...] = ()
-
-
-@dataclass(frozen=True)
-class Gradient:
-    """The storage of a parameter's gradient, and how many events came before it was set."""
-
-    storage: int
-    position: int
 
 
 class Recorder(TorchDispatchMode):
     """Records what runs while it is the innermost mode, above a `FakeTensorMode`.
 
     Attributes:
-        events: as `snnfx.memopt.step` describes them; RUN without its bytes.
+        events: as `snnfx.eager.step` describes them; RUN without its bytes.
         operators: those of RUN.
         storage_bytes: of each storage that was allocated, or followed from the start (0).
         calls: of modules in the forward.
         stack: the calls that have not returned yet.
         holder_calls: for each holder of a saved tensor, the call in which it was made, or -1.
-        gradients: of parameters.
+        gradients: the storages of the parameters' gradients.
         forward: the graph of the forward.
         backward: the position at which the backward began.
     """
@@ -102,7 +96,7 @@ class Recorder(TorchDispatchMode):
         self.calls: list[OpenCall] = []
         self.stack: list[int] = []
         self.holder_calls: list[int] = []
-        self.gradients: list[Gradient] = []
+        self.gradients: list[int] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -198,7 +192,8 @@ class Recorder(TorchDispatchMode):
             with self.pause():
                 inputs = tuple(self._passed(tensor) for tensor in tensors_in((args, kwargs)))
             self.stack.append(len(self.calls))
-            self.calls.append(OpenCall(path, index, inputs, len(self.events)))
+            how = _arguments(args, kwargs)
+            self.calls.append(OpenCall(path, index, inputs, how, len(self.events)))
             self.events.append((ENTER, self.stack[-1], 0))
 
         return enter
@@ -234,7 +229,7 @@ class Recorder(TorchDispatchMode):
         def accumulated(leaf: Tensor) -> None:
             storage = None if leaf.grad is None else self._storages.find(leaf.grad)
             if storage is not None and storage.number != OUTSIDE:
-                self.gradients.append(Gradient(storage.number, len(self.events)))
+                self.gradients.append(storage.number)
 
         parameter.register_post_accumulate_grad_hook(accumulated)
 
@@ -266,6 +261,15 @@ class Recorder(TorchDispatchMode):
             )
             self._storages.add(tensor, OUTSIDE, lambda: self.events.append((RETURN, number, 0)))
         return tensor
+
+
+def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallArguments:
+    are_tensors = [isinstance(value, Tensor) for value in args]
+    return CallArguments(
+        starts_with_tensor=are_tensors[:1] == [True],
+        only_tensors=all(are_tensors) and not kwargs,
+        has_keywords=bool(kwargs),
+    )
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from snnfx.memopt.step import OUTSIDE
+from snnfx.eager.step import OUTSIDE
 
 Geometry = tuple[object, ...]
 

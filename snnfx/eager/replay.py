@@ -20,8 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from snnfx.errors import PlanError
-from snnfx.memopt.step import (
+from snnfx.eager.step import (
     ALLOC,
     DROP,
     ENTER,
@@ -35,6 +34,7 @@ from snnfx.memopt.step import (
     EagerStep,
     ModuleCall,
 )
+from snnfx.errors import PlanError
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,13 @@ class Segment:
         path: of the module.
         packed_bits: bits an element in which the first tensor among its inputs is kept; None keeps
             the tensor as it is.
+        is_cut_out: whether it may lie inside of another segment, as a piece cut out of that: it
+            keeps its inputs itself.
     """
 
     path: str
     packed_bits: int | None = None
+    is_cut_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,12 @@ def predict(step: EagerStep, segments: Mapping[str, Segment]) -> Prediction:
 
     Args:
         step: recorded without `keep_saved`, if there are segments.
-        segments: by the path of the module; none inside of another, each called in the step.
+        segments: by the path of the module; only pieces that are cut out may lie inside of another,
+            each is called in the step.
 
     Raises:
-        PlanError: segments are nested, not called, or have nothing to pack; or the record does not
-            tell what autograd saves.
+        PlanError: segments are nested otherwise, not called, or have nothing to pack; or the
+            record does not tell what autograd saves.
     """
     chosen = _chosen_calls(step, segments)
     replay = _Replay(step, chosen)
@@ -105,7 +109,7 @@ def _chosen_calls(step: EagerStep, segments: Mapping[str, Segment]) -> dict[int,
         segment = segments.get(call.path)
         if segment is None:
             continue
-        if call.enter < end:
+        if call.enter < end and not segment.is_cut_out:
             raise PlanError(
                 f"segment '{call.path}' runs inside of segment '{outer}': choose one of the two"
             )
@@ -113,7 +117,8 @@ def _chosen_calls(step: EagerStep, segments: Mapping[str, Segment]) -> dict[int,
             raise PlanError(f"module '{call.path}' is passed no tensor that could be packed")
         chosen[number] = segment
         called.add(call.path)
-        end, outer = call.exit, call.path
+        if call.exit > end:
+            end, outer = call.exit, call.path
     missing = [path for path in segments if path not in called]
     if missing:
         raise PlanError(
@@ -133,7 +138,6 @@ class _Running:
         payload: the storages that it keeps for recomputation.
         waiting: holders of saved tensors that have not been dropped.
         entered: whether the forward is inside of it.
-        recomputed: whether it has run again.
     """
 
     call: ModuleCall
@@ -141,7 +145,6 @@ class _Running:
     payload: list[int]
     waiting: set[int] = field(default_factory=set[int])
     entered: bool = True
-    recomputed: bool = False
 
 
 class _Replay:
@@ -154,7 +157,9 @@ class _Replay:
         self.references = [0] * len(self.bytes)
         self.kept: dict[int, int] = {}
         self.owners: dict[int, _Running] = {}
-        self.inside: _Running | None = None
+        self.inside: list[_Running] = []
+        self.latest: _Running | None = None
+        self.in_use = set[int]()
         self.again: _Running | None = None
         self.alive = 0
         self.seconds = 0.0
@@ -187,6 +192,7 @@ class _Replay:
             elif kind == EXIT:
                 self._exit(key)
             else:
+                self.in_use.discard(key)
                 self._release(self.kept[key])
 
     def _reach(self, position: int, extra: int) -> None:
@@ -213,10 +219,9 @@ class _Replay:
             self.alive -= self.bytes[storage]
 
     def _save(self, holder: int, storage: int) -> None:
-        running = self.inside
-        if running is not None:
-            running.waiting.add(holder)
-            self.owners[holder] = running
+        if self.inside:
+            self.inside[-1].waiting.add(holder)
+            self.owners[holder] = self.inside[-1]
         else:
             self._keep(holder, storage)
 
@@ -226,9 +231,18 @@ class _Replay:
 
     def _use(self, position: int, holder: int) -> None:
         running = self.owners.get(holder)
-        if running is not None and not running.recomputed:
+        if running is not None and holder not in self.kept:
+            self._forget(self.latest)
             self._recompute(position, running)
+            self.latest = running
+        self.in_use.add(holder)
         self.references[self.kept[holder]] += 1
+
+    def _forget(self, running: _Running | None) -> None:
+        """Release what a segment was run again for, and was not asked for until another is run."""
+        for holder in () if running is None else running.waiting:
+            if holder in self.kept and holder not in self.in_use:
+                self._release(self.kept.pop(holder))
 
     def _drop(self, holder: int) -> None:
         if holder in self.kept:
@@ -250,16 +264,15 @@ class _Replay:
         if segment.packed_bits is not None:
             kept.append(self._new(_packed_bytes(call.inputs[0], segment.packed_bits)))
             self._reach(position, 0)
-        self.inside = _Running(call, segment, kept)
+        self.inside.append(_Running(call, segment, kept))
 
     def _saves(self, call: ModuleCall) -> bool:
         """Whether autograd saves anything in a call; else its container is not in use."""
         return any(event[0] == SAVE for event in self.step.events[call.enter : call.exit])
 
     def _exit(self, number: int) -> None:
-        running = self.inside
-        if running is not None and number in self.chosen:
-            self.inside = None
+        if self.inside and self.inside[-1].call is self.step.calls[number]:
+            running = self.inside.pop()
             running.entered = False
             self._finish_if_done(running)
 
@@ -272,7 +285,6 @@ class _Replay:
 
     def _recompute(self, position: int, running: _Running) -> None:
         """Run a call again, up to the last saved tensor that is still wanted."""
-        running.recomputed = True
         self.again = running
         own: dict[int, int] = {}
         unpacked: list[int] = []
@@ -309,7 +321,7 @@ class _Replay:
             elif kind == FREE and own.get(key) in referenced:
                 referenced.remove(own[key])
                 self._release(own[key])
-            elif kind == SAVE and key in running.waiting:
+            elif kind == SAVE and key in running.waiting and key not in self.kept:
                 self._keep(key, own.get(value, value))
         return referenced
 

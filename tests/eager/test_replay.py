@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from snnfx.eager.replay import Segment, predict
+from snnfx.eager.trace import record_step
 from snnfx.errors import PlanError
-from snnfx.memopt.replay import Segment, predict
-from snnfx.memopt.trace import record_step
 
-from tests.memopt.steps import (
+from tests.eager.steps import (
     LARGE,
     Wrap,
     binary_segments,

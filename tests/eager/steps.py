@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from snnfx.checkpointing import GCContainer
 from snnfx.compressors import BitSpikeCompressor
-from snnfx.memopt.replay import Segment
-from snnfx.memopt.trace import EagerStep, record_step
+from snnfx.eager.replay import Segment
+from snnfx.eager.trace import EagerStep, record_step
 from snnfx.passes.analysis.value_range import analyse_value_ranges
 
 from examples.measure import measure_memory

@@ -1,6 +1,6 @@
 """The record of one eager training step: events, module calls, and the graph of the forward.
 
-`snnfx.memopt.trace` makes it, `snnfx.memopt.replay` predicts from it.
+`snnfx.eager.trace` makes it, `snnfx.eager.replay` predicts from it.
 
 Events are plain tuples `(kind, key, value)`, in the order in which they happened:
 
@@ -60,6 +60,21 @@ class CallTensor:
 
 
 @dataclass(frozen=True)
+class CallArguments:
+    """How a module is called.
+
+    Attributes:
+        starts_with_tensor: the first positional argument is a tensor.
+        only_tensors: so are all arguments, none of them given by keyword.
+        has_keywords: there are keyword arguments.
+    """
+
+    starts_with_tensor: bool
+    only_tensors: bool
+    has_keywords: bool
+
+
+@dataclass(frozen=True)
 class ModuleCall:
     """One call of a module in the forward.
 
@@ -67,6 +82,7 @@ class ModuleCall:
         path: of the module, as `named_modules` names it first; empty for the model itself.
         index: how many calls of the same module came before.
         inputs: the tensors among its arguments, positional ones first.
+        arguments: what else is known of its arguments.
         outputs: the tensors among its results, in the graph.
         enter: the position of its ENTER among the events.
         exit: the position of its EXIT.
@@ -76,6 +92,7 @@ class ModuleCall:
     path: str
     index: int
     inputs: tuple[CallTensor, ...]
+    arguments: CallArguments
     outputs: tuple[Node, ...]
     enter: int
     exit: int

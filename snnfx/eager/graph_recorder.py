@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
 
 from snnfx._torch_compat import FakeTensorMode
-from snnfx.memopt.storages import Storages, geometry, tensors_in
+from snnfx.eager.storages import Storages, geometry, tensors_in
 from snnfx.passes.fxgraph import set_value
 
 NAME_KEY = "name"

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from snnfx.eager.step import EagerStep
+from snnfx.eager.trace import record_step
 from snnfx.errors import CaptureError
-from snnfx.memopt.step import EagerStep
-from snnfx.memopt.trace import record_step
 from snnfx.neurons import LIFNode
 from snnfx.passes.analysis.value_range import ValueRanges, analyse_value_ranges
 
-from tests.memopt.steps import (
+from tests.eager.steps import (
     LARGE,
     hand_written,
     is_near,
