@@ -13,7 +13,7 @@ An axis of one slice is not followed: the slice is the whole, and where it lies 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -123,12 +123,10 @@ class Steps:
         """The value of a node that computes one tensor."""
         return self._values[node][0]
 
-    def terms_of(self, node: Node) -> frozenset[Term]:
-        """All the terms in the values of a node."""
-        values = self._values[node]
-        return frozenset(
-            term for v in values for term in (v.terms if isinstance(v, Sliced) else (v.term,))
-        )
+    def results_of(self, node: Node) -> Iterator[frozenset[Term]]:
+        """The terms of each result of a node."""
+        for value in self._values[node]:
+            yield frozenset(value.terms if isinstance(value, Sliced) else (value.term,))
 
     def whole(self, node: Node) -> Term:
         """The one term of all of a tensor."""

@@ -74,10 +74,13 @@ States = tuple[Term | None, ...]
 
 @dataclass(frozen=True)
 class _Found:
-    """The terms of one run: of each step of each output, and of each state after it."""
+    """The terms of one run: of each step of each output, and of each state after it.
+
+    An output whose steps are not known one by one has one term, which no step has.
+    """
 
     steps: Steps
-    outputs: tuple[tuple[Term, ...] | None, ...]
+    outputs: tuple[tuple[Term, ...], ...]
     states: States
 
 
@@ -184,7 +187,7 @@ def _follow(terms: Terms, run: StepRun, states: States, offset: int) -> _Found:
         leaves = [terms.leaf(("step", i, t, _kind(node)), shape, t) for t in numbers]
         given[node] = sliced(Placement(0, 1, 1), leaves)
     steps = Steps(terms, run.graph, given, run.steps)
-    outputs = tuple(steps.along_first(node) for node in run.outputs)
+    outputs = tuple(steps.along_first(node) or (steps.whole(node),) for node in run.outputs)
     after = tuple(None if node is None else steps.whole(node) for node in run.states_out)
     return _Found(steps, outputs, after)
 
@@ -206,9 +209,14 @@ def _difference(whole: StepRun, expected: _Found, chunks: Sequence[_Found]) -> N
     nodes = [node for node in differing if node is not None]
     if not nodes:
         return NotChunkable("a state is a number in the whole run, and a tensor in the chunks", "")
-    known = {t for c in chunks for node in c.steps.nodes for t in c.steps.terms_of(node)}
+    known = {
+        t for c in chunks for n in c.steps.nodes for found in c.steps.results_of(n) for t in found
+    }
     path, steps = ancestors(nodes), expected.steps
-    unmatched = [n for n in steps.nodes if n in path and not steps.terms_of(n) <= known]
+    # Of several results some are never known, such as the statistics that a norm only passes on.
+    unmatched = [
+        n for n in steps.nodes if n in path and not any(r <= known for r in steps.results_of(n))
+    ]
     for node in (*(n for n in unmatched if _may_differ(n, steps)), *unmatched):
         return NotChunkable(_reason(node, steps), node.name)
     name = nodes[0].name
@@ -217,16 +225,15 @@ def _difference(whole: StepRun, expected: _Found, chunks: Sequence[_Found]) -> N
 
 def _may_differ(node: Node, steps: Steps) -> bool:
     """Whether a node is more than a constant that every run makes in the size that it needs."""
-    depends = any(steps.terms.latest(term) != BEFORE for term in steps.terms_of(node))
+    terms = frozenset[Term]().union(*steps.results_of(node))
+    depends = any(steps.terms.latest(term) != BEFORE for term in terms)
     return depends or node.op != "call_function" or node in steps.mixing | steps.written
 
 
 def _differing(whole: StepRun, expected: _Found, chunks: Sequence[_Found]) -> Iterator[Node | None]:
     """The outputs and states of the whole run that the chunks do not give."""
     for i, (node, terms) in enumerate(zip(whole.outputs, expected.outputs, strict=True)):
-        parts = [chunk.outputs[i] for chunk in chunks]
-        joined = [term for part in parts for term in part or ()]
-        if terms is None or None in parts or tuple(joined) != terms:
+        if tuple(term for chunk in chunks for term in chunk.outputs[i]) != terms:
             yield node
     for node, term, found in zip(whole.states_out, expected.states, chunks[-1].states, strict=True):
         if term != found:

@@ -26,12 +26,14 @@ class Wrap:
         compressor: of its first input.
         kind: who chose the compressor.
         chunks: along time; 1: a plain `GCContainer`.
+        is_cut_out: whether it may lie inside of another container, as a piece cut out of that.
     """
 
     path: str
     compressor: BaseSpikeCompressor
     kind: CompressorKind
     chunks: int = 1
+    is_cut_out: bool = False
 
     @property
     def packed_bits(self) -> int | None:
@@ -44,10 +46,11 @@ class Wrap:
     def container(self, module: nn.Module) -> GCContainer:
         """A container around `module`."""
         if self.chunks == 1:
-            return GCContainer.wrapping(module, self.compressor)
+            return GCContainer.wrapping(module, self.compressor, is_cut_out=self.is_cut_out)
         return TCGCContainer.wrapping(
             module,
             self.compressor,
+            is_cut_out=self.is_cut_out,
             n_chunk=self.chunks,
             n_seq_inputs=getattr(module, "n_seq_inputs", 1),
             n_outputs=getattr(module, "n_outputs", 1),
@@ -55,7 +58,7 @@ class Wrap:
 
 
 Wraps = Mapping[str, Wrap]
-"""By the path of the module; none inside of another."""
+"""By the path of the module; inside of another are only pieces that are cut out of it."""
 
 
 class Installed:

@@ -19,6 +19,7 @@ from snnfx.memopt.options import MemOptOptions
 from snnfx.memopt.search import (
     Limits,
     SearchResult,
+    Split,
     graph_splits,
     split_along_space,
     split_along_time,
@@ -69,7 +70,7 @@ class Levels:
     def _make(self, path: str) -> Wrap:
         return self._wrap_of(path, self._facts)
 
-    def _splits(self, path: str) -> Sequence[tuple[str, ...]]:
+    def _splits(self, path: str) -> Sequence[Split]:
         """What a module declares in `__spatial_split__`, or else what the record shows."""
         module = self._net.get_submodule(path)
         declare = getattr(module, "__spatial_split__", None)
@@ -87,7 +88,7 @@ class Levels:
             )
             return ()
         known = self._facts.modules
-        return [paths] if all(p in known and not known[p].refusal for p in paths) else ()
+        return [Split(paths)] if all(p in known and not known[p].refusal for p in paths) else ()
 
     def _measure(self, wraps: Wraps) -> Prediction:
         """The prediction for the model with these containers in it."""

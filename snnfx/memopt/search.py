@@ -57,15 +57,28 @@ class SearchResult:
     skipped: str = ""
 
 
-Splits = Callable[[str], Sequence[tuple[str, ...]]]
-"""From the path of a wrapped module to the choices of modules inside of it to wrap instead."""
+@dataclass(frozen=True)
+class Split:
+    """One way to split a container.
+
+    Attributes:
+        parts: the modules inside of it that get containers.
+        keeps_rest: whether the container stays around the rest; the parts are cut out of it.
+    """
+
+    parts: tuple[str, ...]
+    keeps_rest: bool = False
+
+
+Splits = Callable[[str], Sequence[Split]]
+"""From the path of a wrapped module to the ways to split it."""
 
 MakeWrap = Callable[[str], Wrap]
 
 
 def segments_of(wraps: Wraps) -> dict[str, Segment]:
     """The containers as the replay takes them."""
-    return {path: Segment(path, wrap.packed_bits) for path, wrap in wraps.items()}
+    return {p: Segment(p, wrap.packed_bits, wrap.is_cut_out) for p, wrap in wraps.items()}
 
 
 def predict_wraps(facts: StepFacts, wraps: Wraps) -> Prediction:
@@ -74,16 +87,19 @@ def predict_wraps(facts: StepFacts, wraps: Wraps) -> Prediction:
 
 
 def graph_splits(facts: StepFacts) -> Splits:
-    """The choices among the modules that a module calls, by the recorded step."""
+    """The choices among the modules that a module calls, by the recorded step.
 
-    def choices(path: str) -> Sequence[tuple[str, ...]]:
-        children = [
-            child for child in facts.modules[path].children if not facts.modules[child].refusal
-        ]
-        if len(children) > MAX_CHILDREN:
-            return [tuple(children), *combinations(children, len(children) - 1)]
-        sizes = range(1, len(children) + 1)
-        return [choice for size in sizes for choice in combinations(children, size)]
+    Either they get containers in the place of the whole, or they are cut out of the whole: what
+    the module computes beside them is then a segment of its own.
+    """
+
+    def choices(path: str) -> Sequence[Split]:
+        known = facts.modules
+        children = [c for c in known[path].children if not known[c].refusal and known[c].seconds]
+        few = len(children) <= MAX_CHILDREN
+        sizes = range(1, len(children) + 1) if few else (1, len(children) - 1, len(children))
+        parts = [choice for size in sizes for choice in combinations(children, size)]
+        return [Split(choice, keeps_rest) for keeps_rest in (True, False) for choice in parts]
 
     return choices
 
@@ -124,11 +140,12 @@ def _first_split(
 ) -> SearchResult | None:
     """The best split of the first container of which any split lowers the peak."""
     for path in _ranked(facts, before.wraps)[:candidates]:
-        others = {key: wrap for key, wrap in before.wraps.items() if key != path}
         best: tuple[int, float] = (before.peak_bytes, 0.0)
         chosen: Wraps | None = None
-        for choice in splits(path):
-            wraps = {**others, **{child: make(child) for child in choice}}
+        for split in splits(path):
+            wraps = _with_split(before.wraps, path, split, make)
+            if wraps is None:
+                continue
             prediction = predict_wraps(facts, wraps)
             if prediction.peak_bytes < before.peak_bytes:
                 chosen, best = min(
@@ -137,10 +154,25 @@ def _first_split(
                     key=lambda item: item[1],
                 )
         if chosen is not None:
-            inside = ", ".join(key for key in chosen if key not in others)
-            change = f"{path} -> {inside}: {before.peak_bytes} -> {best[0]} bytes"
+            inside = ", ".join(key for key in chosen if key not in before.wraps)
+            how = "without" if path in chosen else "->"
+            change = f"{path} {how} {inside}: {before.peak_bytes} -> {best[0]} bytes"
             return SearchResult(chosen, best[0], (*before.changes, change))
     return None
+
+
+def _with_split(wraps: Wraps, path: str, split: Split, make: MakeWrap) -> Wraps | None:
+    """The containers after a split; None if it asks for what there is already, or for nesting."""
+    inner = [key for key in wraps if key.startswith(f"{path}.")]
+    if any(key == part or key.startswith(f"{part}.") for key in inner for part in split.parts):
+        return None
+    if inner and not split.keeps_rest:
+        return None
+    whole = wraps[path]
+    cut_out = split.keeps_rest or whole.is_cut_out
+    parts = {part: replace(make(part), is_cut_out=cut_out) for part in split.parts}
+    others = {k: wrap for k, wrap in wraps.items() if split.keeps_rest or k != path}
+    return {**others, **parts}
 
 
 def _ranked(facts: StepFacts, wraps: Wraps) -> list[str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import Graph
 
 from snnfx import neurons
+from snnfx.base import MemoryModule
 from snnfx.passes.analysis.time_chunks import NotChunkable, StepRun, check_chunks
 
 from tests.passes.step_modules import Delay, Function, random_module
@@ -169,14 +170,23 @@ def test_batch_statistics_are_refused(sizes: Sequence[int]) -> None:
     assert refused(module, images(), sizes=sizes) == "'native_batch_norm' mixes time steps"
 
 
+def test_the_first_layer_that_mixes_steps_is_named() -> None:
+    layers = per_step(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    module = nn.Sequential(layers, NEURONS["lif"](), Function(lambda x: x.cumsum(0).flip(0)))
+    assert refused(module.eval(), images()) == "'cumsum' mixes time steps"
+
+
 def test_neurons_that_see_all_steps_at_once_are_refused() -> None:
     x = images()
     whole = trace(peer.PSN(T=4).double(), (x,), [])
     half = trace(peer.PSN(T=2).double(), (x[:2].contiguous(),), [])
-    found = check_chunks(whole, [half, half])
-    assert found is not None
-    assert found.reason == "'addmm' mixes time steps"
+    assert check_chunks(whole, [half, half]) is not None
     assert refused(peer.SlidingPSN(k=2, step_mode="m"), x)
+
+
+def test_one_chunk_is_the_whole_whatever_it_mixes() -> None:
+    assert proven(Function(lambda x: x.cumsum(0)), images(), sizes=(4,))
+    assert proven(Function(lambda x: x.mean(0, keepdim=True)), images(1), sizes=(1,))
 
 
 class Hidden(nn.Module):
@@ -269,6 +279,26 @@ def test_runs_that_do_not_belong_together_are_refused() -> None:
         found = check_chunks(whole, chunks)
         assert found is not None
         assert reason in found.reason
+
+
+class Warm(MemoryModule):
+    """Keeps a state from short runs only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step_mode = "m"
+        self.register_memory("last", 0.0)
+
+    def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if len(x_seq) < 4:
+            self.last = x_seq[-1]
+        return x_seq.relu()
+
+
+def test_a_state_that_only_chunks_have_is_refused() -> None:
+    found = check(Warm(), (images(),), (2, 2))
+    assert found is not None
+    assert "a state is a number in the whole run" in found.reason
 
 
 def test_a_state_of_another_kind_is_refused() -> None:
