@@ -65,14 +65,6 @@ class OpenCall:
     outputs: tuple[Node, ...] = ()
 
 
-@dataclass(frozen=True)
-class Gradient:
-    """The storage of a parameter's gradient, and how many events came before it was set."""
-
-    storage: int
-    position: int
-
-
 class Recorder(TorchDispatchMode):
     """Records what runs while it is the innermost mode, above a `FakeTensorMode`.
 
@@ -83,7 +75,7 @@ class Recorder(TorchDispatchMode):
         calls: of modules in the forward.
         stack: the calls that have not returned yet.
         holder_calls: for each holder of a saved tensor, the call in which it was made, or -1.
-        gradients: of parameters.
+        gradients: the storages of the parameters' gradients.
         forward: the graph of the forward.
         backward: the position at which the backward began.
     """
@@ -104,7 +96,7 @@ class Recorder(TorchDispatchMode):
         self.calls: list[OpenCall] = []
         self.stack: list[int] = []
         self.holder_calls: list[int] = []
-        self.gradients: list[Gradient] = []
+        self.gradients: list[int] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -237,7 +229,7 @@ class Recorder(TorchDispatchMode):
         def accumulated(leaf: Tensor) -> None:
             storage = None if leaf.grad is None else self._storages.find(leaf.grad)
             if storage is not None and storage.number != OUTSIDE:
-                self.gradients.append(Gradient(storage.number, len(self.events)))
+                self.gradients.append(storage.number)
 
         parameter.register_post_accumulate_grad_hook(accumulated)
 

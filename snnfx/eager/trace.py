@@ -20,19 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.fx import Node
 
 from snnfx._torch_compat import FakeTensorMode
-from snnfx.eager.recorder import NOT_ALLOCATED, Gradient, Operator, Recorder
+from snnfx.eager.recorder import NOT_ALLOCATED, Operator, Recorder
 from snnfx.eager.replay import predict
-from snnfx.eager.step import FREE, RUN, EagerStep, Event, ModuleCall
+from snnfx.eager.step import RUN, EagerStep, Event, ModuleCall
 from snnfx.eager.storages import tensors_in
 from snnfx.eager.twin import fake_arguments, fake_twin, kept_as_it_is
 from snnfx.errors import CaptureError
 from snnfx.passes.analysis.liveness import storage_bytes
 from snnfx.passes.cost.roofline import device_of, node_seconds
 from snnfx.passes.cost.workspace import workspace_phases
-from snnfx.passes.fxgraph import tensor_value
 
 __all__ = ["EagerStep", "ModuleCall", "record_step", "total_of"]
 
@@ -136,7 +134,6 @@ def _explanation(recorder: Recorder, twin: nn.Module, error: RuntimeError) -> st
 
 def _finished(recorder: Recorder, events: tuple[Event, ...], replayable: bool) -> EagerStep:
     sizes = _sizes(recorder)
-    events, sizes = _without_gradients(events, recorder, sizes)
     device = device_of(recorder.forward)
     seconds = tuple(node_seconds(operator.node, device) for operator in recorder.operators)
     transient = [_workspace_bytes(operator, sizes) for operator in recorder.operators]
@@ -156,60 +153,18 @@ def _finished(recorder: Recorder, events: tuple[Event, ...], replayable: bool) -
 
 
 def _sizes(recorder: Recorder) -> list[int]:
-    """The bytes of all storages; some operators take larger memory than their result needs."""
+    """The bytes of all storages that count: gradients of parameters do not.
+
+    Some operators take larger memory than their result needs.
+    """
     sizes = list(recorder.storage_bytes)
     for operator in recorder.operators:
         first = operator.results[0] if operator.results else NOT_ALLOCATED
         if first != NOT_ALLOCATED:
             sizes[first] = max(sizes[first], storage_bytes(operator.node))
-    return sizes
-
-
-def _without_gradients(
-    events: tuple[Event, ...], recorder: Recorder, sizes: list[int]
-) -> tuple[tuple[Event, ...], list[int]]:
-    """Events and sizes in which the gradients of parameters count nothing.
-
-    Autograd takes over a gradient that nobody else refers to. Where a mode watches, it may see a
-    reference of the mode's and copy instead: such a copy is left out. It is one if what was copied
-    dies before anything else runs, in the layout in which it would have been taken over.
-    """
-    sizes, dropped = list(sizes), set[int]()
     for gradient in recorder.gradients:
-        sizes[gradient.storage] = 0
-        copy = _copy_of(gradient, events, recorder.operators)
-        if copy is not None:
-            start, source, end = copy
-            sizes[source] = 0
-            dropped.update((start, end))
-    return tuple(event for i, event in enumerate(events) if i not in dropped), sizes
-
-
-def _copy_of(
-    gradient: Gradient, events: tuple[Event, ...], operators: Sequence[Operator]
-) -> tuple[int, int, int] | None:
-    """Where a gradient was copied, from which storage, and where that was released, if at once."""
-    start = gradient.position - 1
-    while start >= 0 and events[start][0] != RUN:
-        start -= 1
-    operator = operators[events[start][1]]
-    if operator.node.target is not torch.ops.aten.clone.default:
-        return None
-    if operator.results != (gradient.storage,) or not _same_layout(operator.node):
-        return None
-    for position in range(start + 1, len(events)):
-        kind, key, _ = events[position]
-        if kind == RUN:
-            return None
-        if kind == FREE and key != gradient.storage:
-            return start, key, position
-    return None
-
-
-def _same_layout(node: Node) -> bool:
-    (source,) = node.all_input_nodes
-    copied, result = tensor_value(source), tensor_value(node)
-    return copied is not None and result is not None and copied.stride() == result.stride()
+        sizes[gradient] = 0
+    return sizes
 
 
 def _workspace_bytes(operator: Operator, sizes: Sequence[int]) -> int:

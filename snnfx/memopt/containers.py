@@ -10,6 +10,7 @@ from torch import nn
 from snnfx.checkpointing import GCContainer, TCGCContainer
 from snnfx.compressors import (
     BaseSpikeCompressor,
+    BitSpikeCompressor,
     BooleanSpikeCompressor,
     GridSpikeCompressor,
     Uint8SpikeCompressor,
@@ -38,6 +39,8 @@ class Wrap:
     @property
     def packed_bits(self) -> int | None:
         """Bits an element in which the input is kept; None if it counts as kept whole."""
+        if isinstance(self.compressor, BitSpikeCompressor):
+            return 1
         if isinstance(self.compressor, GridSpikeCompressor):
             return self.compressor.bits
         bytewise = isinstance(self.compressor, BooleanSpikeCompressor | Uint8SpikeCompressor)
