@@ -1,11 +1,18 @@
-"""`memory_optimization` and `apply_gc`: put checkpoint containers where they save most."""
+"""`memory_optimization` and `apply_gc`: put checkpoint containers where they save most.
+
+One training step is recorded on fake tensors: nothing is computed, no memory is allocated, and the
+model's state does not change. From the record it is proven which inputs are spikes, and predicted
+what each choice of containers would need. Outputs, gradients, statistics and states of the model
+stay what they were, bit for bit; where chunks along time add up a weight's gradient in another
+order, in exact arithmetic.
+"""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,7 +24,7 @@ from snnfx.memopt.containers import Installed, Wrap, Wraps
 from snnfx.memopt.device import resolve_device
 from snnfx.memopt.facts import StepFacts, step_facts
 from snnfx.memopt.levels import Levels
-from snnfx.memopt.options import MemOptOptions, resolve_options
+from snnfx.memopt.options import MemOptArguments, MemOptOptions, resolve_options
 from snnfx.memopt.search import SearchResult
 from snnfx.memopt.selection import Selection, build_compressor, recommendation, select_modules
 from snnfx.memopt.summary import MemOptSummary
@@ -50,43 +57,31 @@ def memory_optimization(
 ) -> nn.Module | tuple[nn.Module, MemOptSummary]:
     """Put checkpoint containers into a model, so that training it takes less memory.
 
-    One training step is recorded on fake tensors: nothing is computed, no memory is allocated, and
-    the model's state does not change. From the record it is proven which inputs are spikes, and
-    predicted what each choice of containers would need. Outputs, gradients, statistics and states
-    stay what they were, bit for bit; where chunks along time add up a weight's gradient in another
-    order, in exact arithmetic. `state_dict` keeps its keys.
-
-    - level 0: nothing.
-    - level 1: each module of the types `instance` in a `GCContainer`.
-    - level 2: where it lowers the predicted peak, containers around parts of a module in the place
-      of the whole: what its `__spatial_split__()` returns, or else modules that it calls.
-    - level 3: where that is proven to change nothing and lowers the peak, the container at the
-      peak in chunks along time (`TCGCContainer`).
-    - level 4: containers taken away again that the peak does not need, most time saved first.
+    Level 0: nothing. Level 1: each module of the types `instance` in a `GCContainer`. Level 2:
+    where that lowers the predicted peak, containers around parts of a module (what its
+    ``__spatial_split__()`` returns, or else modules that it calls). Level 3: where that is proven
+    to change nothing and lowers the peak, chunks along time (`TCGCContainer`). Level 4: containers
+    that the peak does not need are taken away again, most time saved first.
 
     Args:
-        net: changed in place, and returned.
+        net: changed in place, and returned. `state_dict` keeps its keys.
         instance: the types of the modules to wrap, usually those of one layer or block.
         dummy_input: the arguments of `net`, of which shapes, dtypes and devices count. Needed for
-            levels above 1; at level 1, without it, no input is compressed.
-        compress_x: whether inputs that are proven to fit into a few bits are packed; a module's
-            attribute `x_compressor` takes precedence. None: True.
+            levels above 1; without it, no input is compressed.
+        compress_x: whether inputs that are proven to fit into a few bits are packed (None: True);
+            the attribute `x_compressor` of a module takes precedence.
         level: 0 to 4; None: that of the profile, or 0.
         verbose: whether each step is printed.
         temporal_split_factor: by how much the number of chunks along time grows in one split.
         max_split_rounds: splits at each of levels 2 and 3; None: no limit.
         max_candidates_per_round: containers tried in each round; None: no limit.
-        warmup_in_main_process: whether a copy of the result is trained for one step on
-            `dummy_input`, so that kernels are compiled before the first real step. None: that of
-            the profile, or False.
-        warmup_in_profile_workers: accepted; there are no workers to warm up.
-        prefer: "speed", "balanced" or "memory": the profile and the checkpoint budget where these
-            are not given.
-        profile: "safe" (level 1), "balanced" (level 2, one split), "memory" (level 3, two splits a
-            level) or "exhaustive" (level 4): values for what is not given.
+        warmup_in_main_process: whether a copy of the result trains one step on `dummy_input`, so
+            that kernels are compiled; None: that of the profile, or False.
+        warmup_in_profile_workers: accepted; there are no workers.
+        prefer: one of `MEMOPT_PREFERENCES`: the profile and checkpoint budget where not given.
+        profile: one of `MEMOPT_PROFILES`: values for what is not given.
         allow_expensive_profiling: False limits levels 2 and 3 to one split of one candidate.
-        checkpoint_budget: "speed", "balanced" or "memory": half, three quarters, or all of the
-            matching modules are wrapped.
+        checkpoint_budget: one of `MEMOPT_CHECKPOINT_BUDGETS`: half, three quarters, or all modules.
         max_gc_wrapped_modules: how many are wrapped at most, those with the largest inputs.
         gc_target_budget_ratio: which part of them at most, in (0, 1].
         return_summary: whether to return a `MemOptSummary` as well.
@@ -95,23 +90,9 @@ def memory_optimization(
         OptionError: a ValueError: an unknown name, a value outside of its range, a level above 1
             without `dummy_input`, or a model that is itself one of `instance`.
     """
-    options = resolve_options(
-        has_dummy_input=dummy_input is not None,
-        compress_x=compress_x,
-        level=level,
-        verbose=verbose,
-        temporal_split_factor=temporal_split_factor,
-        max_split_rounds=max_split_rounds,
-        max_candidates_per_round=max_candidates_per_round,
-        warmup_in_main_process=warmup_in_main_process,
-        warmup_in_profile_workers=warmup_in_profile_workers,
-        prefer=prefer,
-        profile=profile,
-        allow_expensive_profiling=allow_expensive_profiling,
-        checkpoint_budget=checkpoint_budget,
-        max_gc_wrapped_modules=max_gc_wrapped_modules,
-        gc_target_budget_ratio=gc_target_budget_ratio,
-    )
+    arguments = locals()
+    given = {name: arguments[name] for name in MemOptArguments.__annotations__}
+    options = resolve_options(has_dummy_input=dummy_input is not None, **cast("Any", given))
     summary = _Optimization(net, options, _arguments(dummy_input)).run(instance)
     return (net, summary) if return_summary else net
 
