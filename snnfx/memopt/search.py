@@ -2,8 +2,8 @@
 
 Each level is a greedy search over sets of containers. Splits along space and unwrapping are judged
 by `snnfx.eager.replay`, in milliseconds; chunks along time by recording the model with its
-containers, a fraction of a second each, since chunks run other operators. Only the container at the
-peak is tried for chunks: chunking another one would not lower the peak.
+containers, a fraction of a second each, since chunks run other operators. Only the containers
+with the largest inputs are tried for chunks, the one at the peak first.
 
 What is greedy is not always best: a split that lowers the peak only together with another one is
 not found.
@@ -138,8 +138,8 @@ def _first_split(
     make: MakeWrap,
     candidates: int | None,
 ) -> SearchResult | None:
-    """The best split of the first container of which any split lowers the peak."""
-    for path in _ranked(facts, before.wraps)[:candidates]:
+    """The best split of a container around the peak; splitting another one cannot lower it."""
+    for path in _around_peak(facts, before.wraps)[:candidates]:
         best: tuple[int, float] = (before.peak_bytes, 0.0)
         chosen: Wraps | None = None
         for split in splits(path):
@@ -175,15 +175,11 @@ def _with_split(wraps: Wraps, path: str, split: Split, make: MakeWrap) -> Wraps 
     return {**others, **parts}
 
 
-def _ranked(facts: StepFacts, wraps: Wraps) -> list[str]:
-    """The containers, the one at the peak first, then by the size of their inputs."""
-    owner = predict_wraps(facts, wraps).path
-
-    def rank(path: str) -> tuple[bool, int]:
-        at_peak = owner == path or owner.startswith(f"{path}.")
-        return not at_peak, -facts.modules[path].input_bytes
-
-    return sorted(wraps, key=rank)
+def _around_peak(facts: StepFacts, wraps: Wraps) -> list[str]:
+    """The containers inside of which the peak is, the innermost first."""
+    peak = predict_wraps(facts, wraps).path
+    found = [path for path in wraps if path == peak or peak.startswith(f"{path}.")]
+    return sorted(found, key=len, reverse=True)
 
 
 Measure = Callable[[Wraps], Prediction]
@@ -238,8 +234,15 @@ def split_along_time(
 
 
 def _at_peak_first(facts: StepFacts, wraps: Wraps, candidates: int | None) -> list[str]:
-    limit = MAX_CHUNKED if candidates is None else min(candidates, MAX_CHUNKED)
-    return _ranked(facts, wraps)[:limit]
+    """The containers around the peak, then those with the largest inputs, at most `MAX_CHUNKED`.
+
+    The replay that says where the peak is does not know chunks, so once the container at the peak
+    runs in chunks, the next one may be it.
+    """
+    around = _around_peak(facts, wraps)
+    others = sorted(wraps, key=lambda path: -facts.modules[path].input_bytes)
+    ranked = [*around, *(path for path in others if path not in around)]
+    return ranked[: MAX_CHUNKED if candidates is None else min(candidates, MAX_CHUNKED)]
 
 
 def _too_many(facts: StepFacts, wrap: Wrap) -> str:
