@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -274,11 +275,10 @@ class _Optimization:
         if facts is not None:
             assert self.inputs is not None
             before = facts.step.peak_bytes
-            try:
+            with ExitStack() as undo:
+                undo.callback(installed.remove)
                 after = record_installed(self.net, self.inputs).peak_bytes
-            except BaseException:
-                installed.remove()
-                raise
+                undo.pop_all()
             summary.notes.append(f"predicted_peak_bytes:{before}->{after}")
             self._say(f"predicted peak of activation memory: {before} -> {after} bytes")
         kinds = [type(module) for module in self.net.modules()]
