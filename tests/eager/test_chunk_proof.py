@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -234,16 +235,22 @@ def test_nothing_is_proven_where_there_is_one_chunk_or_no_gradient(proofs: list[
 
 def test_a_proof_changes_neither_state_nor_random_numbers() -> None:
     modules = nn.Sequential(nn.Linear(4, 4), lif(), peer.LIFNode(step_mode="m")).double()
-    modules(tokens())
-    before, random = list(states(modules)), torch.get_rng_state()
-    sizes = [4, 2]
-    assert prove_chunks(modules, [tokens_seen := tokens()], [], sizes) is None
-    torch.set_rng_state(random)
+    x = tokens()
+    modules(x)
+
+    def reach_the_original(*_: Any) -> None:
+        random.random()
+        modules[1].last_seen = 1
+
+    modules[0].register_forward_hook(reach_the_original)
+    before, numbers, python = list(states(modules)), torch.get_rng_state(), random.getstate()
+    assert prove_chunks(modules, [x], [], [4, 2]) is None
     kept = list(states(modules))
     assert len(kept) == 2
     assert all(a is b for a, b in zip(kept, before, strict=True))
-    assert prove_chunks(modules, [tokens_seen], [], sizes) is None
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert random.getstate() == python
+    assert not hasattr(modules[1], "last_seen")
     assert all(p.grad is None for p in modules.parameters())
 
 

@@ -21,7 +21,7 @@ from snnfx.compressors import (
     SparseSpikeCompressor,
     Uint8SpikeCompressor,
 )
-from snnfx.eager.replay import predict
+from snnfx.eager.replay import Prediction, predict
 from snnfx.eager.trace import record_step
 from snnfx.memopt import MemOptSummary, memory_optimization
 from snnfx.memopt.containers import Installed, Wrap, Wraps
@@ -277,23 +277,31 @@ def test_unwrapping_never_raises_the_peak_and_leaves_nothing_to_spare(sizes: lis
     assert (seconds[1] < seconds[0]) == bool(found.changes)
 
 
-def measure_nothing(_: Wraps) -> object:
+def measure_nothing(_: Wraps) -> Prediction:
     raise AssertionError("nothing runs in chunks, so that the replay says all")
 
 
-def test_unwrapping_takes_the_container_that_costs_most_time_first() -> None:
-    made = pairs(4, 4, 160)
+def test_unwrapping_tries_the_container_that_costs_most_time_first() -> None:
+    made = pairs(4, 160, 48)
     facts, wraps = facts_of(made), layers(made)
-    found = unwrap(facts, wraps, measure_nothing)
-    assert list(found.wraps) != list(wraps)
-    paths = [change.split(":")[0] for change in found.changes]
-    assert paths == sorted(paths, key=lambda path: -facts.modules[path].seconds)
+    tried: list[set[str]] = []
+
+    def measure(candidate: Wraps) -> Prediction:
+        tried.append(set(wraps) - set(candidate))
+        raised = replace(predict_wraps(facts, wraps), peak_bytes=len(tried))
+        return raised if tried[-1] else replace(raised, peak_bytes=0)
+
+    chunked = {path: replace(wrap, chunks=2) for path, wrap in wraps.items()}
+    found = unwrap(facts, chunked, measure)
+    assert found.wraps == chunked
+    assert found.skipped == "no_container_to_spare"
+    assert tried[-3:] == [{"2"}, {"3"}, {"1"}]
 
 
-def measured(made: Workload) -> Callable[[Wraps], object]:
+def measured(made: Workload) -> Callable[[Wraps], Prediction]:
     """The prediction for a record of the model with containers in it."""
 
-    def measure(wraps: Wraps) -> object:
+    def measure(wraps: Wraps) -> Prediction:
         installed = Installed(made.model)
         installed.install(wraps)
         found = predict(record_step(made.model, made.inputs, keep_saved=True), {})
