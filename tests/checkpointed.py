@@ -99,7 +99,7 @@ def observe(model: nn.Module, outputs: Any, inputs: Sequence[Any]) -> Observed:
     found |= {
         f"gradient of input {i}": t.grad
         for i, t in enumerate(tensors_of(list(inputs)))
-        if t.grad is not None
+        if t.is_leaf and t.grad is not None
     }
     found |= {
         f"gradient of parameter {i}": p.grad

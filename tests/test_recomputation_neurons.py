@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from snnfx.checkpointing import GCContainer
 
 from tests.checkpoint_neurons import NEURONS, Loop, detach_all, reset_all
-from tests.checkpointed import FORMS, SPIKE_COMPRESSORS, checkpointed, compare, spikes, weighted
+from tests.checkpointed import FORMS, SPIKE_COMPRESSORS, checkpointed, compare, spikes
 
 Change = Callable[[nn.Module], None]
 
@@ -32,9 +32,7 @@ def net(name: str) -> nn.Sequential:
 
 def in_two(model: nn.Module, form: str = "container", compressor: str = "bit") -> nn.Module:
     held = SPIKE_COMPRESSORS[compressor]
-    return nn.Sequential(
-        checkpointed(model[:2], form, held), checkpointed(model[2:], form, held)
-    )
+    return nn.Sequential(checkpointed(model[:2], form, held), checkpointed(model[2:], form, held))
 
 
 def two_calls(between: Change, before_backward: Change = nothing) -> Callable[..., Any]:
