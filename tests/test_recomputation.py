@@ -1,4 +1,4 @@
-"""A checkpointed function is the plain one, bit for bit: outputs, gradients, buffers, random state."""
+"""A checkpointed function is the plain one: outputs, gradients, buffers and random state."""
 
 from __future__ import annotations
 
