@@ -143,6 +143,7 @@ def compare(
     loss: Callable[[Any], Tensor] = weighted,
     step: Callable[[nn.Module, Sequence[Any], Callable[[Any], Tensor]], Any] = one_step,
     steps: int = 2,
+    observed: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> Observed:
     """Hold that `wrap(plain)` trains as `plain` does; returns what `plain` gave.
 
@@ -153,6 +154,7 @@ def compare(
         loss: a scalar of the model's outputs.
         step: one forward and backward.
         steps: how many of these, each followed by a step of SGD.
+        observed: the part of the model that is compared.
     """
     results: list[list[Observed]] = []
     for change in (lambda model: model, wrap):
@@ -163,7 +165,7 @@ def compare(
             for tensor in (*model.parameters(), *tensors_of(given)):
                 tensor.grad = None
             outputs = step(model, given, loss)
-            results[-1].append(observe(model, outputs, given))
+            results[-1].append(observe(observed(model), outputs, given))
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.grad is not None:
