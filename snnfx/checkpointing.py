@@ -77,8 +77,9 @@ def input_compressed_gc(
         What the function returns: a tensor, or a tuple.
 
     Raises:
-        RecomputationError: in the backward pass, where the function took another path than in the
-            forward pass, or a parameter was changed in between.
+        RecomputationError: `f_forward` writes to its inputs in place (to `x_seq` it may where that
+            is kept compressed); and in the backward pass, where the function took another path than
+            in the forward pass, or a parameter was changed in between.
     """
     modules = _modules_of(f_forward, args)
     name = getattr(f_forward, "__qualname__", type(f_forward).__name__)
@@ -242,11 +243,13 @@ class GCContainer(nn.Sequential):
         """
         return self._checkpointed(x, *args)
 
-    def forward(self, x: Tensor, *args: Any) -> Any:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the documented names
+        self, x: Tensor, *args: Any
+    ) -> Any:
         """Run the modules; see the class.
 
         Raises:
-            RecomputationError: in the backward pass; see `input_compressed_gc`.
+            RecomputationError: see `input_compressed_gc`.
         """
         if not self._needs_gradient(x, *args):
             return self._plain(x, *args)
@@ -358,7 +361,9 @@ class TCGCContainer(GCContainer):
         names = ("n_chunk", "n_seq_inputs", "n_outputs")
         return {name: getattr(self, name) for name in names}
 
-    def forward(self, x_seq: Tensor, *args: Any) -> Any:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the documented names
+        self, x_seq: Tensor, *args: Any
+    ) -> Any:
         """Run the modules chunk by chunk; see the class.
 
         Args:

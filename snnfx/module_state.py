@@ -159,7 +159,7 @@ class StateWatch:
         for module in self._modules:
             memories: dict[str, Any] = module.__dict__.get("_memories", {})
             for name, value in list(memories.items()):
-                was = before.get(id(memories), {}).get(name)
+                was = _get(before[id(memories)], name) if id(memories) in before else None
                 if value is not was and _is_small_part(value):
                     memories[name] = value.clone()
 
