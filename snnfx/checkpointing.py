@@ -20,6 +20,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from snnfx._torch_compat import pytree
 from snnfx.compressors import BaseSpikeCompressor, NullSpikeCompressor
 from snnfx.errors import ChunkError
 from snnfx.recomputation import in_first_run, run_checkpointed
@@ -77,13 +78,17 @@ def input_compressed_gc(
         What the function returns: a tensor, or a tuple.
 
     Raises:
-        RecomputationError: `f_forward` writes to its inputs in place (to `x_seq` it may where that
-            is kept compressed); and in the backward pass, where the function took another path than
-            in the forward pass, or a parameter was changed in between.
+        RecomputationError: `f_forward` writes in place to its inputs (to `x_seq` it may where that
+            is kept compressed) or to tensors outside of modules; and in the backward pass, where
+            the function took another path than in the forward pass, or a parameter was changed.
     """
-    modules = _modules_of(f_forward, args)
+    if torch.compiler.is_compiling():  # or the compiler would trace the search for modules
+        return f_forward(x_seq, *args)
+    modules, tensors = _reached(f_forward, args)
     name = getattr(f_forward, "__qualname__", type(f_forward).__name__)
-    return run_checkpointed(f_forward, x_compressor, x_seq, args, modules=modules, name=f"'{name}'")
+    return run_checkpointed(
+        f_forward, x_compressor, x_seq, args, modules=modules, tensors=tensors, name=f"'{name}'"
+    )
 
 
 def to_gc_function(
@@ -106,20 +111,28 @@ def to_gc_function(
     return convert if f_forward is None else convert(f_forward)
 
 
-def _modules_of(function: Callable[..., Any], args: Sequence[Any]) -> tuple[nn.Module, ...]:
-    """The modules that a function can reach, each once."""
-    found: dict[nn.Module, None] = {}
+def _reached(
+    function: Callable[..., Any], args: Sequence[Any]
+) -> tuple[tuple[nn.Module, ...], tuple[Tensor, ...]]:
+    """The modules that a function can reach, each once, and weights that are not arguments."""
+    modules: dict[nn.Module, None] = {}
+    weights: list[Tensor] = []
     seen: set[int] = set()
     waiting: list[Any] = [function, *args]
     home = _home_of(function)
+    given = {id(leaf) for leaf in pytree.tree_leaves(list(args))}
     while waiting:
         value = waiting.pop()
         if isinstance(value, nn.Module):
-            found.update(dict.fromkeys(value.modules()))
+            modules.update(dict.fromkeys(value.modules()))
         elif id(value) not in seen:
             seen.add(id(value))
-            waiting += _reached_from(value, home)
-    return tuple(found)
+            if isinstance(value, Tensor):
+                # What has a history was computed; its memory is not for a segment to keep.
+                weights += [value] if value.is_leaf and id(value) not in given else []
+            else:
+                waiting += _reached_from(value, home)
+    return tuple(modules), tuple(weights)
 
 
 def _home_of(value: Any) -> str | None:

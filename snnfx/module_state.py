@@ -136,7 +136,7 @@ class StateWatch:
         self._copies: dict[int, Tensor] = {}
         with torch.no_grad():
             for slots, before in self._entries:
-                for _, value in _items(before):
+                for _, value in _tensor_items(before):
                     self._note(value, self._is_copied(slots, value))
 
     def _note(self, value: Any, is_copied: bool) -> None:
@@ -175,7 +175,7 @@ class StateWatch:
         places: dict[int, list[tuple[Slots, Any]]] = {}
         versions: list[tuple[Tensor, int, str]] = []
         for slots, before in self._entries:
-            for name, value in _items(before):
+            for name, value in _tensor_items(before):
                 if isinstance(value, Tensor) and self._was_changed(slots, name, value, written):
                     values[id(value)] = value
                     places.setdefault(id(value), []).append((slots, name))
@@ -198,7 +198,7 @@ class StateWatch:
         """The ids of the tensors that were written to, or may have been."""
         found: dict[int, int] = {}
         for slots, before in self._entries:
-            for name, value in _items(before):
+            for name, value in _tensor_items(before):
                 for tensor in () if isinstance(value, nn.Parameter) else _tensors_in(value):
                     key, address = id(tensor), _address(tensor)
                     if version_of(tensor) == self._versions[key]:
@@ -248,6 +248,11 @@ def _copied(slots: Slots) -> Slots:
 
 def _items(slots: Slots) -> list[tuple[Any, Any]]:
     return list(enumerate(slots)) if isinstance(slots, list) else list(slots.items())
+
+
+def _tensor_items(slots: Slots) -> list[tuple[Any, Any]]:
+    """Those that are tensors or may have some."""
+    return [item for item in _items(slots) if isinstance(item[1], (Tensor, tuple))]
 
 
 def _get(slots: Slots, name: Any) -> Any:

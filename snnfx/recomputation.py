@@ -29,8 +29,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.lazy import LazyModuleMixin
 
-from snnfx._torch_compat import FakeTensor, pytree
+from snnfx._torch_compat import FakeTensor, in_transform, pytree
 from snnfx.compressors import BaseSpikeCompressor, NullSpikeCompressor
 from snnfx.errors import RecomputationError
 from snnfx.module_state import StateBefore, StateWatch, version_of
@@ -92,9 +93,9 @@ class _Held(NamedTuple):
     def unchanged(self, segment: str) -> Tensor:
         if version_of(self.tensor) != self.version:
             raise RecomputationError(
-                f"a tensor {_Kind.of(self.tensor)} that {segment} saved for the backward pass was "
-                "changed in place after that. Use an operation that is not in place, and call "
-                "backward before the optimizer's step."
+                f"a tensor {_Kind.of(self.tensor)} that {segment} needs for the backward pass was "
+                "changed in place after it was used. Use an operation that is not in place, and "
+                "call backward before the optimizer's step."
             )
         return self.tensor
 
@@ -228,7 +229,9 @@ class _Inputs:
             )
         tensors = (*(given.tensor for given in self._given), *state)
         self._given.clear()
-        self._node = _Keep.apply(_token(), *tensors).grad_fn
+        # Autograd keeps no inference tensors; plain modules may add them to others all the same.
+        kept = (tensor.clone() if tensor.is_inference() else tensor for tensor in tensors)
+        self._node = _Keep.apply(_token(), *kept).grad_fn
 
     def load(self) -> tuple[Tensor, Sequence[Any], Sequence[Tensor]]:
         """The first input, the further ones, and the tensors of the modules' state."""
@@ -252,13 +255,14 @@ class _Inputs:
 class _Segment:
     """One call of a function whose saved tensors are computed again when they are needed."""
 
-    inputs: _Inputs
+    inputs: _Inputs | None = None
     state: StateBefore
     surroundings: _Surroundings
 
-    def __init__(self, function: Function, name: str) -> None:
+    def __init__(self, function: Function, name: str, tensors: Sequence[Tensor]) -> None:
         self.function = function
         self.name = name
+        self.reached = [_Held.of(tensor) for tensor in tensors]
         self.outer = _here.first
         self.kinds: list[_Kind] = []
         self.holders: list[weakref.ref[_PlaceHolder]] = []
@@ -293,12 +297,20 @@ class _Segment:
         return value.unchanged(self.name)
 
     def _run_again(self) -> None:
+        inputs = self.inputs
+        if inputs is None:
+            raise RecomputationError(
+                f"a gradient was asked for inside of {self.name}, of which only the input is kept. "
+                "Leave the part that computes gradients of its own out of checkpointing."
+            )
+        for held in self.reached:
+            held.unchanged(self.name)
         self._forget_others()
         second = _SecondRun(self)
         _here.second_runs += 1
         try:
             with torch.enable_grad():
-                x, args, state = self.inputs.load()
+                x, args, state = inputs.load()
                 with (
                     self.state.restored(state),
                     self.surroundings.restored(),
@@ -382,6 +394,10 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _waits_for_input(module: nn.Module) -> bool:
+    return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
+
+
 def run_checkpointed(
     function: Function,
     compressor: BaseSpikeCompressor,
@@ -389,12 +405,14 @@ def run_checkpointed(
     args: Sequence[Any] = (),
     *,
     modules: Sequence[nn.Module] = (),
+    tensors: Sequence[Tensor] = (),
     name: str = "a checkpointed function",
 ) -> Any:
     """``function(x, *args)``, of which only the inputs are kept for the backward pass.
 
-    Where no gradient can flow, and while torch.compile traces (its backend sees and plans the whole
-    graph), the function is simply called.
+    Where no gradient can flow, while torch.compile traces (its backend sees and plans the whole
+    graph), under a transform of `torch.func`, which has no hooks of saved tensors, and while a lazy
+    module waits for its first input, the function is simply called.
 
     Args:
         function: computes the same again from the same inputs, `modules` and random numbers.
@@ -402,22 +420,25 @@ def run_checkpointed(
         x: kept compressed.
         args: kept as they are.
         modules: those whose state the function may read or change, each once.
+        tensors: others that it reads; it may not write to them.
         name: of the segment, for errors.
 
     Returns:
         What the function returns.
 
     Raises:
-        RecomputationError: the function changes its inputs in place; and in the backward pass,
-            where the second run went another way than the first, or could not be run on what the
-            first was run on.
+        RecomputationError: the function changes its inputs in place, or asks for gradients of what
+            it computes; and in the backward pass, where the second run went another way than the
+            first, or could not be run on what the first was run on.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or in_transform():
+        return function(x, *args)
+    if any(_waits_for_input(module) for module in modules):
         return function(x, *args)
     if isinstance(x, nn.Parameter):  # lives on anyhow
         compressor = NullSpikeCompressor()
     state_watch, surroundings_watch = StateWatch(modules), _SurroundingsWatch(x)
-    inputs, segment = _Inputs(compressor, x, args), _Segment(function, name)
+    inputs, segment = _Inputs(compressor, x, args), _Segment(function, name, tensors)
     with segment.first_run():
         outputs = function(x, *args)
     state_watch.release_histories()
@@ -425,5 +446,7 @@ def run_checkpointed(
         segment.state, state = state_watch.before()
         segment.surroundings = surroundings_watch.before()
         inputs.keep(state, name)
+        for held in segment.reached:
+            held.unchanged(name)
         segment.inputs = inputs
     return outputs

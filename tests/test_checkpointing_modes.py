@@ -58,6 +58,45 @@ def test_a_compiled_model_with_containers_is_the_model_without(
     compare(layers(), wrap, [spikes(8, 4).requires_grad_()], step=reset_first)
 
 
+@pytest.mark.parametrize("form", ["input_compressed_gc", "to_gc_function"])
+def test_a_checkpointed_function_in_a_compiled_model(form: str) -> None:
+    def wrap(model: nn.Module) -> nn.Module:
+        contained = checkpointed(model, form, BitSpikeCompressor())
+        contained.compile(backend="aot_eager")
+        return contained
+
+    model = layers()[:3]
+    compare(model, wrap, [spikes(8, 4).requires_grad_()], step=reset_first)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_function_transforms_run_the_plain_modules(form: str) -> None:
+    plain = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid())
+    model, x = checkpointed(plain, form), torch.randn(5, 4)
+
+    def total(module: nn.Module, x: Tensor) -> Tensor:
+        return module(x).cos().sum()
+
+    for transform in (torch.func.grad, torch.func.vmap, torch.func.jacrev):
+        expected = transform(lambda x: total(plain, x))(x)
+        assert torch.equal(transform(lambda x: total(model, x))(x), expected)
+
+
+def test_lazy_modules_take_their_first_input_unchecked() -> None:
+    def train(wrap: Callable[[nn.Module], nn.Module]) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = wrap(nn.Sequential(nn.LazyLinear(6), nn.LazyBatchNorm1d(), nn.Sigmoid()))
+        x = torch.randn(5, 4, requires_grad=True)
+        for _ in range(2):
+            one_step(model, [x], weighted)
+        return [x.grad, *(p.grad for p in model.parameters()), *model.buffers()]
+
+    expected = train(lambda model: model)
+    found = train(lambda model: GCContainer(None, model))
+    assert len(expected) == 8
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_a_container_around_compiled_modules() -> None:
     def wrap(model: nn.Module) -> nn.Module:
         for part in (model[0], model[3]):

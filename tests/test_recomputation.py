@@ -77,6 +77,16 @@ def test_strides_of_the_input_are_those_of_the_first_run(compressor: str) -> Non
     x = spikes(2, 8, 6, 6).to(memory_format=torch.channels_last).requires_grad_()
     held = SPIKE_COMPRESSORS[compressor]
     compare(conv_stack(), lambda m: checkpointed(m, "container", held), [x])
+    for given in (x, x.detach()):
+        strides: list[tuple[int, ...]] = []
+        weight = torch.ones(6, requires_grad=True)
+
+        def noting(x: Tensor, weight: Tensor, note: Callable[..., None] = strides.append) -> Tensor:
+            note(x.stride())
+            return x.sin() * weight.exp()
+
+        input_compressed_gc(noting, held, given, weight).sum().backward()
+        assert strides == [x.stride()] * 2
 
 
 @pytest.mark.parametrize("form", FORMS)

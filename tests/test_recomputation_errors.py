@@ -178,8 +178,31 @@ def test_a_tensor_that_is_written_to_after_it_was_saved() -> None:
     x = torch.randn(3, requires_grad=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         function(x).sum().backward()
-    with pytest.raises(RecomputationError, match="changed in place after that"):
+    with pytest.raises(RecomputationError, match="changed in place after it was used"):
         input_compressed_gc(function, NULL, x).sum().backward()
+
+
+def test_a_weight_outside_of_modules_that_is_changed_afterwards_or_inside() -> None:
+    weight, count = torch.randn(3, requires_grad=True), torch.zeros(1)
+    x = torch.randn(3, requires_grad=True)
+    output = input_compressed_gc(lambda x: (x * weight).sin(), NULL, x)
+    with torch.no_grad():
+        weight.mul_(2)
+    with pytest.raises(RecomputationError, match="changed in place after it was used"):
+        output.sum().backward()
+    with pytest.raises(RecomputationError, match="changed in place after it was used"):
+        input_compressed_gc(lambda x: (x * count.add_(1)).sin(), NULL, x)
+
+
+def test_a_gradient_that_is_asked_for_inside_of_a_segment() -> None:
+    def function(x: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(torch.sigmoid(x).sum(), x, create_graph=True)
+        return gradient.sin()
+
+    x = torch.randn(3, requires_grad=True)
+    with pytest.raises(RecomputationError, match="a gradient was asked for inside of"):
+        input_compressed_gc(function, NULL, x)
+    assert not in_gc_1st_forward()
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -165,6 +165,16 @@ def test_place_holders_give_their_tensors_away_one_by_one(noting: Noting) -> Non
     assert noting.alive() == 0
 
 
+def test_place_holders_of_a_graph_that_is_retained_are_empty(noting: Noting) -> None:
+    x = torch.randn(8, requires_grad=True)
+    output = GCContainer(None, *[Noted(noting) for _ in range(5)])(x)
+    for _ in range(2):
+        noting.at_backward.clear()
+        output.sum().backward(retain_graph=True)
+        assert noting.at_backward == [5, 4, 3, 2, 1]
+        assert noting.alive() == 0
+
+
 def test_segments_are_computed_again_one_at_a_time(noting: Noting) -> None:
     x = torch.randn(8, requires_grad=True)
     parts = [GCContainer(None, *[Noted(noting) for _ in range(3)]) for _ in range(3)]

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from snnfx.base import MemoryModule
 from snnfx.checkpointing import GCContainer
 
 from tests.checkpoint_neurons import NEURONS, Loop, detach_all, reset_all
 from tests.checkpointed import FORMS, SPIKE_COMPRESSORS, checkpointed, compare, spikes
+from tests.models import Triangle
 
 Change = Callable[[nn.Module], None]
 
@@ -85,6 +87,43 @@ def test_state_is_left_as_one_step_and_not_as_the_whole_sequence() -> None:
     model(spikes(8, 5, 4))
     sizes = [n.v.untyped_storage().nbytes() for n in model.modules() if hasattr(n, "v_threshold")]
     assert sizes == [5 * 6 * 4, 5 * 6 * 4]
+
+
+class KeepsAView(MemoryModule):
+    """Computes all potentials at once, and keeps the last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_memory("v", 0.0)
+
+    def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        potentials = self.v + x.cumsum(0)
+        self.v = potentials[-1]
+        return Triangle.apply(potentials - 0.5)
+
+
+def test_state_that_is_a_view_of_the_sequence_gets_memory_of_its_own() -> None:
+    model, x = GCContainer(None, nn.Linear(4, 6), KeepsAView()), spikes(8, 5, 4)
+    model(x)
+    assert model[1].v.untyped_storage().nbytes() == 5 * 6 * 4
+    plain = nn.Sequential(nn.Linear(4, 6), KeepsAView())
+    compare(plain, lambda m: GCContainer(None, *m), [x], step=two_calls(nothing))
+
+
+def test_a_large_state_that_inference_left() -> None:
+    def start(wrap: Callable[[nn.Module], nn.Module]) -> Tensor:
+        torch.manual_seed(0)
+        x = torch.rand(300, 300)
+        node = NEURONS["lif single-step"]().step
+        with torch.inference_mode():
+            node(x)
+        x.requires_grad_()
+        wrap(node)(x * 2).cos().sum().backward()
+        return x.grad
+
+    expected = start(lambda node: node)
+    assert expected.any()
+    assert torch.equal(start(lambda node: GCContainer(None, node)), expected)
 
 
 def test_single_steps_each_in_a_container_of_its_own() -> None:
