@@ -258,3 +258,16 @@ def test_a_segment_of_which_a_part_is_wanted_stops_early() -> None:
     x = torch.randn(8, requires_grad=True)
     input_compressed_gc(function, NullSpikeCompressor(), x).sum().backward()
     assert ran == ["start", "end", "start"]
+
+
+def test_an_outer_segment_is_computed_again_once_for_all_that_are_inside() -> None:
+    class Counted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            runs.append(1)
+            return torch.sigmoid(x)
+
+    runs: list[int] = []
+    inner = [GCContainer(None, nn.Sigmoid(), nn.Tanh()) for _ in range(3)]
+    x = torch.randn(8, requires_grad=True)
+    GCContainer(None, Counted(), *inner)(x).sum().backward()
+    assert len(runs) == 2
