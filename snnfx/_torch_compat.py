@@ -14,6 +14,7 @@
   PyTorch takes for a shape depends on threads, types and build; these two are what it asks itself.
 - `TorchDynamoException`: what Dynamo raises where it cannot follow a model; its other names are
   subclasses of this one.
+- `peek_interpreter_stack`: whether a transform of `torch.func` is active has no public question.
 - `pytree`: arguments of a model as the tracer takes them apart.
 - `TorchDispatchMode`: sees each operator of an eager step, after autograd has taken it apart.
 """
@@ -54,6 +55,7 @@ __all__ = [
     "default_partition",
     "detect_fake_mode",
     "extract_forward_backward",
+    "in_transform",
     "lazy_module",
     "min_cut_rematerialization_partition",
     "mutated_inputs",
@@ -143,3 +145,8 @@ def compile_with_inductor(module: GraphModule, example_inputs: Sequence[Any]) ->
                  for x in example_inputs]  # fmt: skip
         lowered = make_fx(module, decomposition_table=select_decomp_table())(*fakes)
     return compile_fx_inner(lowered, fakes)  # type: ignore[arg-type, return-value]
+
+
+def in_transform() -> bool:
+    """Whether a transform of `torch.func` (grad, vmap, ...) is running."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
