@@ -295,7 +295,7 @@ def _may_be_statistics(value: Tensor) -> bool:
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() or id(tensor)
+    return tensor.untyped_storage()._cdata  # fake tensors have no data to point to
 
 
 def version_of(tensor: Tensor) -> int:
