@@ -147,4 +147,5 @@ def compile_with_inductor(module: GraphModule, example_inputs: Sequence[Any]) ->
 
 def in_transform() -> bool:
     """Whether a transform of `torch.func` (grad, vmap, ...) is running."""
-    return peek_interpreter_stack() is not None
+    innermost: Any = peek_interpreter_stack()  # typed as if it were never None
+    return innermost is not None
