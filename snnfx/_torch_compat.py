@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import TorchDynamoException
 from torch._functorch import partitioners
@@ -149,4 +150,5 @@ def compile_with_inductor(module: GraphModule, example_inputs: Sequence[Any]) ->
 
 def in_transform() -> bool:
     """Whether a transform of `torch.func` (grad, vmap, ...) is running."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    innermost: Any = peek_interpreter_stack()  # typed as if it were never None
+    return innermost is not None

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from snnfx._torch_compat import FakeTensor, in_transform, pytree
 from snnfx.compressors import BaseSpikeCompressor, NullSpikeCompressor
@@ -399,7 +399,8 @@ def _nothing(tensor: Tensor) -> None:
 
 
 def _waits_for_input(module: nn.Module) -> bool:
-    return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
+    own = (*module._parameters.values(), *module._buffers.values())
+    return any(tensor is not None and is_lazy(tensor) for tensor in own)
 
 
 def run_checkpointed(
