@@ -226,6 +226,17 @@ class StateWatch:
         return f"tensor '{name}' of a module"
 
 
+@contextmanager
+def kept_state(modules: Iterable[nn.Module]) -> Generator[None]:
+    """Let the slots of `modules` hold afterwards what they hold now; tensors are not copied."""
+    now = [(slots, _copied(slots)) for slots in _slots_of(modules)]
+    try:
+        yield
+    finally:
+        for slots, values in now:
+            _put(slots, values)
+
+
 def _slots_of(modules: Iterable[nn.Module]) -> Iterator[Slots]:
     """What holds the state of modules: their attributes, and dictionaries and lists among them."""
     seen: set[int] = set()
