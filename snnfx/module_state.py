@@ -10,11 +10,12 @@ holds another object afterwards, or a tensor that was written to.
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,24 @@ class StateBefore:
                 )
 
 
+class _Found(NamedTuple):
+    """A tensor, or a tuple that may hold some, among the values of modules.
+
+    Attributes:
+        slots: what holds it.
+        before: the copy of `slots`.
+        name: its name or place there.
+        value: itself.
+        tensors: the tensors in it.
+    """
+
+    slots: Slots
+    before: Slots
+    name: Any
+    value: Any
+    tensors: tuple[Tensor, ...]
+
+
 class StateWatch:
     """Notes what modules hold when it is made; `before` says it once they have run.
 
@@ -128,25 +147,31 @@ class StateWatch:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._modules = tuple(modules)
         self._entries = tuple((slots, _copied(slots)) for slots in _slots_of(self._modules))
-        self._parameters = {id(module._parameters) for module in self._modules}
+        self._owners = {id(m._parameters): type(m).__name__ for m in self._modules}
         self._dictionaries = {
             key for m in self._modules for key in (id(m.__dict__), id(m._buffers))
         }
         self._versions: dict[int, int] = {}
         self._copies: dict[int, Tensor] = {}
+        self._found = [
+            _Found(slots, before, name, value, tuple(_tensors_in(value)))
+            for slots, before in self._entries
+            for name, value in _items(before)
+            if isinstance(value, (Tensor, tuple))
+        ]
         with torch.no_grad():
-            for slots, before in self._entries:
-                for _, value in _tensor_items(before):
-                    self._note(value, self._is_copied(slots, value))
+            for found in self._found:
+                self._note(found)
 
-    def _note(self, value: Any, is_copied: bool) -> None:
-        for tensor in _tensors_in(value):
+    def _note(self, found: _Found) -> None:
+        is_copied = self._is_copied(found.slots, found.value)
+        for tensor in found.tensors:
             self._versions[id(tensor)] = version_of(tensor)
             if is_copied and id(tensor) not in self._copies:
                 self._copies[id(tensor)] = tensor.clone()
 
     def _is_copied(self, slots: Slots, value: Any) -> bool:
-        is_parameter = id(slots) in self._parameters or isinstance(value, nn.Parameter)
+        is_parameter = id(slots) in self._owners or isinstance(value, nn.Parameter)
         is_record = id(slots) not in self._dictionaries and len(slots) > _COPIED_MEMBERS
         return isinstance(value, Tensor) and not (is_parameter or is_record)
 
@@ -174,15 +199,14 @@ class StateWatch:
         values: dict[int, Tensor] = {}
         places: dict[int, list[tuple[Slots, Any]]] = {}
         versions: list[tuple[Tensor, int, str]] = []
-        for slots, before in self._entries:
-            for name, value in _tensor_items(before):
-                if isinstance(value, Tensor) and self._was_changed(slots, name, value, written):
-                    values[id(value)] = value
-                    places.setdefault(id(value), []).append((slots, name))
-                    before[name] = None  # keeps the place in the order
-                else:
-                    described = self._described(slots, name)
-                    versions += [(t, version_of(t), described) for t in _tensors_in(value)]
+        for slots, before, name, value, tensors in self._found:
+            if isinstance(value, Tensor) and self._was_changed(slots, name, value, written):
+                values[id(value)] = value
+                places.setdefault(id(value), []).append((slots, name))
+                before[name] = None  # keeps the place in the order
+            else:
+                described = self._described(slots, name)
+                versions += [(tensor, version_of(tensor), described) for tensor in tensors]
         changed = tuple(ChangedTensor(tuple(places[key]), key in written) for key in values)
         olds = tuple(self._old(value, key in written) for key, value in values.items())
         return StateBefore(self._entries, changed, tuple(versions)), olds
@@ -191,28 +215,28 @@ class StateWatch:
         if isinstance(value, nn.Parameter):
             return False
         # What stands for a parameter is there for one call, as in torch.func.functional_call.
-        is_lent = id(slots) in self._parameters
+        is_lent = id(slots) in self._owners
         return is_lent or id(value) in written or _get(slots, name) is not value
 
     def _written(self) -> set[int]:
         """The ids of the tensors that were written to, or may have been."""
-        found: dict[int, int] = {}
-        for slots, before in self._entries:
-            for name, value in _tensor_items(before):
-                for tensor in () if isinstance(value, nn.Parameter) else _tensors_in(value):
-                    key, address = id(tensor), _address(tensor)
-                    if version_of(tensor) == self._versions[key]:
-                        if key in self._copies and _may_be_statistics(tensor):
-                            found.setdefault(key, 0)
-                    elif key not in self._copies or _shares_memory(key, address, found):
-                        raise RecomputationError(
-                            f"{self._described(slots, name)} is changed in place by the segment "
-                            "that uses it, and cannot be put back to compute it again. Change "
-                            "state by assigning a new tensor."
-                        )
-                    else:
-                        found[key] = address
-        return set(found)
+        addresses: dict[int, int] = {}
+        for slots, _, name, value, tensors in self._found:
+            for tensor in () if isinstance(value, nn.Parameter) else tensors:
+                key = id(tensor)
+                if version_of(tensor) == self._versions[key]:
+                    if key in self._copies and _may_be_statistics(tensor):
+                        addresses.setdefault(key, 0)
+                    continue
+                address = _address(tensor)
+                if key not in self._copies or _shares_memory(key, address, addresses):
+                    raise RecomputationError(
+                        f"{self._described(slots, name)} is changed in place by the segment that "
+                        "uses it, and cannot be put back to compute it again. Change state by "
+                        "assigning a new tensor."
+                    )
+                addresses[key] = address
+        return set(addresses)
 
     def _old(self, value: Tensor, was_written: bool) -> Tensor:
         if not was_written:
@@ -220,10 +244,10 @@ class StateWatch:
         return self._copies[id(value)].requires_grad_(value.requires_grad)
 
     def _described(self, slots: Slots, name: Any) -> str:
-        for module in self._modules:
-            if module._parameters is slots:
-                return f"parameter '{name}' of a {type(module).__name__}"
-        return f"tensor '{name}' of a module"
+        owner = self._owners.get(id(slots))
+        return (
+            f"tensor '{name}' of a module" if owner is None else f"parameter '{name}' of a {owner}"
+        )
 
 
 @contextmanager
@@ -261,11 +285,6 @@ def _items(slots: Slots) -> list[tuple[Any, Any]]:
     return list(enumerate(slots)) if isinstance(slots, list) else list(slots.items())
 
 
-def _tensor_items(slots: Slots) -> list[tuple[Any, Any]]:
-    """Those that are tensors or may have some."""
-    return [item for item in _items(slots) if isinstance(item[1], (Tensor, tuple))]
-
-
 def _get(slots: Slots, name: Any) -> Any:
     if isinstance(slots, list):
         return slots[name] if name < len(slots) else _ABSENT
@@ -274,11 +293,13 @@ def _get(slots: Slots, name: Any) -> Any:
 
 def _put(slots: Slots, values: Slots) -> None:
     """Make `slots` equal to `values`, in their order."""
-    if isinstance(slots, list):
+    if isinstance(slots, list) or isinstance(values, list):
         slots[:] = values
         return
     if list(slots) != list(values):
         slots.clear()
+    elif all(map(operator.is_, slots.values(), values.values())):
+        return
     for name, value in _items(values):
         if slots.get(name, _ABSENT) is not value:
             slots[name] = value
