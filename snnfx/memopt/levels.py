@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,8 +11,8 @@ from torch import nn
 from snnfx.checkpointing import chunk_sizes
 from snnfx.eager.chunk_proof import prove_chunks_of_call
 from snnfx.eager.replay import Prediction, predict
-from snnfx.eager.trace import record_step
-from snnfx.errors import SnnfxWarning
+from snnfx.eager.trace import EagerStep, record_step
+from snnfx.errors import CaptureError, SnnfxWarning
 from snnfx.memopt.containers import Installed, Wrap, Wraps
 from snnfx.memopt.facts import StepFacts
 from snnfx.memopt.options import MemOptOptions
@@ -27,6 +27,21 @@ from snnfx.memopt.search import (
 )
 
 WrapOf = Callable[[str, StepFacts], Wrap]
+
+_MODEL_ERRORS = (TypeError, AttributeError, LookupError, ValueError, AssertionError)
+"""What a model's own code raises where a part of it is not what it knows."""
+
+
+def record_installed(net: nn.Module, inputs: tuple[Any, ...]) -> EagerStep:
+    """Record a step of a model that has containers in it, and trains without them.
+
+    Raises:
+        CaptureError: it does not train with them.
+    """
+    try:
+        return record_step(net, inputs, keep_saved=True)
+    except _MODEL_ERRORS as error:
+        raise CaptureError(f"{type(error).__name__}: {error}") from error
 
 
 class Levels:
@@ -55,6 +70,7 @@ class Levels:
         self._wrap_of = wrap_of
         self._limits = Limits(options.max_split_rounds, options.max_candidates_per_round)
         self._graph_splits = graph_splits(facts)
+        self._declared: dict[str, Sequence[Split]] = {}
 
     def apply(self, level: int, wraps: Wraps) -> SearchResult:
         """What a level makes of the containers of the level below."""
@@ -76,15 +92,23 @@ class Levels:
         declare = getattr(module, "__spatial_split__", None)
         if declare is None:
             return self._graph_splits(path)
+        if path not in self._declared:
+            self._declared[path] = self._declared_splits(path, module, declare())
+        return self._declared[path]
+
+    def _declared_splits(
+        self, path: str, module: nn.Module, declared: Iterable[nn.Module]
+    ) -> Sequence[Split]:
+        """The split into the declared modules; none, with a warning, if some are not its own."""
         names = {id(child): name for name, child in module.named_modules() if name}
-        parts = [names.get(id(part)) for part in declare()]
+        parts = [names.get(id(part)) for part in declared]
         paths = tuple(f"{path}.{part}" for part in parts if part is not None)
         if len(paths) < len(parts):
             warnings.warn(
                 f"snnfx: '{path}' is not split, since its __spatial_split__ returns modules that "
                 "are not registered inside of it",
                 SnnfxWarning,
-                stacklevel=8,
+                stacklevel=9,
             )
             return ()
         known = self._facts.modules
@@ -95,7 +119,7 @@ class Levels:
         installed = Installed(self._net)
         installed.install(wraps)
         try:
-            return predict(record_step(self._net, self._inputs, keep_saved=True), {})
+            return predict(record_installed(self._net, self._inputs), {})
         finally:
             installed.remove()
 

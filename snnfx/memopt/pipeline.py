@@ -23,7 +23,7 @@ from snnfx.errors import CaptureError, SnnfxWarning
 from snnfx.memopt.containers import Installed, Wrap, Wraps
 from snnfx.memopt.device import resolve_device
 from snnfx.memopt.facts import StepFacts, step_facts
-from snnfx.memopt.levels import Levels
+from snnfx.memopt.levels import Levels, record_installed
 from snnfx.memopt.options import MemOptArguments, MemOptOptions, resolve_options
 from snnfx.memopt.search import SearchResult
 from snnfx.memopt.selection import Selection, build_compressor, recommendation, select_modules
@@ -179,9 +179,12 @@ class _Optimization:
             skip=(GCContainer,),
         )
         wraps = self._first_wraps(selection, facts, summary)
-        if facts is not None:
-            wraps = self._further_levels(wraps, facts, summary)
-        self._install(wraps, facts, summary)
+        try:
+            if facts is not None:
+                wraps = self._further_levels(wraps, facts, summary)
+            self._install(wraps, facts, summary)
+        except CaptureError as error:
+            _note_nothing_was_done(summary, error)
         self._warm_up(summary)
         summary.recommendation = recommendation(self.options, selection)
         return summary
@@ -261,25 +264,21 @@ class _Optimization:
             self._say(f"level {level}: {line}" if line else "")
 
     def _install(self, wraps: Wraps, facts: StepFacts | None, summary: MemOptSummary) -> None:
-        """Put the containers in, and see that the model still runs with them."""
+        """Put the containers in.
+
+        Raises:
+            CaptureError: the model does not run with them, and is left without.
+        """
         installed = Installed(self.net)
         installed.install(wraps)
-        if facts is not None and wraps:
+        if facts is not None:
             assert self.inputs is not None
             before = facts.step.peak_bytes
             try:
-                after = record_step(self.net, self.inputs, keep_saved=True).peak_bytes
-            except (CaptureError, TypeError, AttributeError) as error:
+                after = record_installed(self.net, self.inputs).peak_bytes
+            except BaseException:
                 installed.remove()
-                summary.applied_level = 0
-                summary.notes.append(f"fallback:model_does_not_run_with_containers: {error}")
-                warnings.warn(
-                    "snnfx: the model is left as it was, since it does not run with its modules in "
-                    f"containers: {error}",
-                    SnnfxWarning,
-                    stacklevel=4,
-                )
-                return
+                raise
             summary.notes.append(f"predicted_peak_bytes:{before}->{after}")
             self._say(f"predicted peak of activation memory: {before} -> {after} bytes")
         kinds = [type(module) for module in self.net.modules()]
@@ -302,6 +301,26 @@ class _Optimization:
 
 
 _NOTHING = Selection((), (), "no_candidates", "")
+
+
+def _note_nothing_was_done(summary: MemOptSummary, error: CaptureError) -> None:
+    """Say, in a warning too, that the model does not run with its modules in containers."""
+    reason = "model_does_not_run_with_containers"
+    summary.applied_level = 0
+    summary.notes.append(f"fallback:{reason}: {error}")
+    summary.skipped_steps[:0] = [f"{step}:{reason}" for step in summary.applied_steps]
+    summary.applied_steps.clear()
+    for name in (
+        *("gc_wrap_count", "spatial_split_count", "temporal_split_count", "unwrap_count"),
+        *(f"{kind}_compressor_count" for kind in _KINDS),
+    ):
+        setattr(summary, name, 0)
+    warnings.warn(
+        "snnfx: the model is left as it was, since it does not run with its modules in "
+        f"containers: {error}",
+        SnnfxWarning,
+        stacklevel=4,
+    )
 
 
 def _refusal(path: str, facts: StepFacts | None) -> str:
