@@ -125,7 +125,7 @@ class Levels:
                 f"snnfx: '{path}' is not split, since its __spatial_split__ returns modules that "
                 "are not registered inside of it",
                 SnnfxWarning,
-                stacklevel=9,
+                stacklevel=10,
             )
             return ()
         known = self._facts.modules

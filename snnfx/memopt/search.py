@@ -258,14 +258,19 @@ RecordWith = Callable[[Wraps], EagerStep]
 def unwrap(facts: StepFacts, wraps: Wraps, record: RecordWith) -> SearchResult:
     """Level 4: take containers away where that does not raise the peak, most time saved first.
 
-    Those that run in chunks stay: they are there because the peak needs them.
+    Those that run in chunks stay, with what is inside of them: the peak needs them.
 
     Args:
         facts: of the step.
         wraps: at level 3.
         record: gives a step with the chunks in it, which the replay alone does not know.
     """
-    chunked = {path: wrap for path, wrap in wraps.items() if wrap.chunks > 1}
+    roots = [path for path, wrap in wraps.items() if wrap.chunks > 1]
+    chunked = {
+        path: wrap
+        for path, wrap in wraps.items()
+        if any(path == root or path.startswith(f"{root}.") for root in roots)
+    }
     step = record(chunked) if chunked else facts.step
 
     def peak(candidate: Wraps) -> int:
@@ -273,9 +278,10 @@ def unwrap(facts: StepFacts, wraps: Wraps, record: RecordWith) -> SearchResult:
         return predict(step, segments_of(whole)).peak_bytes
 
     found = SearchResult(wraps, peak(wraps))
-    for path in sorted(wraps, key=lambda key: -facts.modules[key].seconds):
+    free = [path for path in wraps if path not in chunked]
+    for path in sorted(free, key=lambda key: -facts.modules[key].seconds):
         fewer = {key: wrap for key, wrap in found.wraps.items() if key != path}
-        after = found.peak_bytes + 1 if path in chunked else peak(fewer)
+        after = peak(fewer)
         if after <= found.peak_bytes:
             change = f"{path}: {found.peak_bytes} -> {after} bytes"
             found = SearchResult(fewer, after, (*found.changes, change))
