@@ -11,6 +11,7 @@ import importlib.util
 import multiprocessing
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -94,6 +95,23 @@ def spikingjelly(workload: Workload, options: Options) -> Callable[..., Tensor]:
     return workload.model
 
 
+def memopt(workload: Workload, options: Options) -> Callable[..., Tensor]:
+    """This project's `memory_optimization`, without `torch.compile`."""
+    import snnfx
+
+    workload.before_step()
+    result = snnfx.memory_optimization(
+        workload.model,
+        workload.layer_types,
+        workload.inputs,
+        level=options["level"],
+        return_summary=True,
+    )
+    assert isinstance(result, tuple)
+    options["summary"] = result[1]
+    return workload.model
+
+
 def snnmem(lowering: str) -> Apply:
     """The backend of this project with the given lowering."""
 
@@ -119,6 +137,7 @@ METHODS: dict[str, Method] = {
     "inductor": Method("torch.compile", inductor, compiles=True),
     "checkpoint": Method("torch.utils.checkpoint per layer", checkpointed),
     "spikingjelly": Method("SpikingJelly memopt level 1", spikingjelly, needs="spikingjelly"),
+    "memopt": Method("snnfx memory_optimization", memopt),
     "snnmem-eager": Method("snnmem, eager lowering", snnmem("eager"), compiles=True),
     "snnmem": Method("snnmem, inductor lowering", snnmem("inductor"), compiles=True),
 }
@@ -145,7 +164,9 @@ class Session:
         torch.set_num_threads(task.threads)
         self.workload = build(task.model, **task.build)
         self.options = {"level": task.level, **task.options}
+        started = time.perf_counter()
         self.run = METHODS[task.method].apply(self.workload, self.options)
+        self._applied_s = time.perf_counter() - started
 
     def step(self) -> None:
         """Forward and backward, from no gradients."""
@@ -162,6 +183,10 @@ class Session:
         first_ms = time_step(self.step)
         later_ms = min(time_step(self.step) for _ in range(2))
         return (first_ms - later_ms) / 1e3 if METHODS[self.task.method].compiles else 0.0
+
+    def containers(self) -> dict[str, Any]:
+        """What `memory_optimization` did, as its summary says, and how long it took in seconds."""
+        return {**vars(self.options["summary"]), "seconds": self._applied_s}
 
     def time(self) -> float:
         """Milliseconds of one step."""

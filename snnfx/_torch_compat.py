@@ -14,6 +14,7 @@
   PyTorch takes for a shape depends on threads, types and build; these two are what it asks itself.
 - `TorchDynamoException`: what Dynamo raises where it cannot follow a model; its other names are
   subclasses of this one.
+- `peek_interpreter_stack`: whether a transform of `torch.func` is active has no public question.
 - `pytree`: arguments of a model as the tracer takes them apart.
 - `TorchDispatchMode`: sees each operator of an eager step, after autograd has taken it apart.
 """
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import TorchDynamoException
 from torch._functorch import partitioners
@@ -54,6 +56,7 @@ __all__ = [
     "default_partition",
     "detect_fake_mode",
     "extract_forward_backward",
+    "in_transform",
     "lazy_module",
     "min_cut_rematerialization_partition",
     "mutated_inputs",
@@ -143,3 +146,9 @@ def compile_with_inductor(module: GraphModule, example_inputs: Sequence[Any]) ->
                  for x in example_inputs]  # fmt: skip
         lowered = make_fx(module, decomposition_table=select_decomp_table())(*fakes)
     return compile_fx_inner(lowered, fakes)  # type: ignore[arg-type, return-value]
+
+
+def in_transform() -> bool:
+    """Whether a transform of `torch.func` (grad, vmap, ...) is running."""
+    innermost: Any = peek_interpreter_stack()  # typed as if it were never None
+    return innermost is not None

@@ -12,13 +12,15 @@ Shapes: T time steps, N batch. A sequence is ``[T, N, *]``.
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self
+from types import CodeType
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from snnfx._torch_compat import FakeTensor
+from snnfx._torch_compat import FakeTensor, pytree
 from snnfx.base import MemoryModule
 from snnfx.compressors import BaseSpikeCompressor, NullSpikeCompressor
 from snnfx.errors import ChunkError
@@ -33,8 +35,9 @@ __all__ = [
     "to_gc_function",
 ]
 
+_NOT_FORWARDED = ("_memories", "_memories_rv")
 _LOOKED_FOR = ("reset", "detach", "step_mode")
-"""By SpikingJelly, on every module of a model: a container must not answer for what it holds."""
+"""What SpikingJelly looks for on every module of a tree, and would find, and change, twice."""
 
 
 def in_gc_1st_forward() -> bool:
@@ -64,8 +67,8 @@ def input_compressed_gc(
     """Call a function; keep only its inputs, the first one compressed, for the backward pass.
 
     The state of modules (neurons, batch norm) moves on once if `f_forward` is a module or a method
-    of one, or if they are found among its arguments, its closure, the globals that it names, or
-    those of plain functions of its own file that it calls.
+    of one, or if they are found among its arguments, its closure, the globals that it names, the
+    attributes of its object, or those of plain functions and objects of its own file.
 
     Args:
         f_forward: computes the same again from the same inputs, state and random numbers.
@@ -77,12 +80,17 @@ def input_compressed_gc(
         What the function returns: a tensor, or a tuple.
 
     Raises:
-        RecomputationError: in the backward pass, where the function took another path than in the
-            forward pass, or a parameter was changed in between.
+        RecomputationError: `f_forward` writes in place to its inputs (to `x_seq` it may where that
+            is kept compressed) or to tensors outside of modules; and in the backward pass, where
+            the function took another path than in the forward pass, or a parameter was changed.
     """
-    modules = _modules_of(f_forward, args)
+    if torch.compiler.is_compiling():  # or the compiler would trace the search for modules
+        return f_forward(x_seq, *args)
+    modules, tensors = _reached(f_forward, args)
     name = getattr(f_forward, "__qualname__", type(f_forward).__name__)
-    return run_checkpointed(f_forward, x_compressor, x_seq, args, modules=modules, name=f"'{name}'")
+    return run_checkpointed(
+        f_forward, x_compressor, x_seq, args, modules=modules, tensors=tensors, name=f"'{name}'"
+    )
 
 
 def to_gc_function(
@@ -105,22 +113,38 @@ def to_gc_function(
     return convert if f_forward is None else convert(f_forward)
 
 
-def _modules_of(function: Callable[..., Any], args: Sequence[Any]) -> tuple[nn.Module, ...]:
-    """The modules that a function can reach, each once."""
-    found: dict[nn.Module, None] = {}
+def _reached(
+    function: Callable[..., Any], args: Sequence[Any]
+) -> tuple[tuple[nn.Module, ...], tuple[Tensor, ...]]:
+    """The modules that a function can reach, each once, and weights that are not arguments."""
+    modules: dict[nn.Module, None] = {}
+    weights: list[Tensor] = []
     seen: set[int] = set()
     waiting: list[Any] = [function, *args]
+    home = _home_of(function)
+    given = {id(leaf) for leaf in pytree.tree_leaves(list(args))}
     while waiting:
         value = waiting.pop()
         if isinstance(value, nn.Module):
-            found.update(dict.fromkeys(value.modules()))
+            modules.update(dict.fromkeys(value.modules()))
         elif id(value) not in seen:
             seen.add(id(value))
-            waiting += _reached_from(value, function)
-    return tuple(found)
+            if isinstance(value, Tensor):
+                # What has a history was computed; its memory is not for a segment to keep.
+                weights += [value] if value.is_leaf and id(value) not in given else []
+            else:
+                waiting += _reached_from(value, home)
+    return tuple(modules), tuple(weights)
 
 
-def _reached_from(value: Any, caller: Any) -> Iterator[Any]:
+def _home_of(value: Any) -> str | None:
+    """The name of the file that defines a function, or the class of an object."""
+    while isinstance(value, functools.partial):
+        value = value.func
+    return getattr(value, "__module__", None)
+
+
+def _reached_from(value: Any, home: str | None) -> Iterator[Any]:
     if isinstance(value, functools.partial):
         yield from (value.func, *value.args, *value.keywords.values())
     elif isinstance(value, (list, tuple)):
@@ -129,16 +153,38 @@ def _reached_from(value: Any, caller: Any) -> Iterator[Any]:
         yield from value.values()
     yield getattr(value, "__self__", None)
     yield getattr(value, "__wrapped__", None)
-    code = getattr(getattr(value, "__func__", value), "__code__", None)
-    if code is None or getattr(value, "__module__", None) != getattr(caller, "__module__", None):
+    if home is None or _home_of(value) != home:
         return
+    code = getattr(getattr(value, "__func__", value), "__code__", None)
+    if code is None:
+        yield from getattr(value, "__dict__", {}).values()
+        return
+    yield from (getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None))
     for cell in getattr(value, "__closure__", None) or ():
         try:
             yield cell.cell_contents
         except ValueError:  # not assigned yet
             continue
     names = getattr(value, "__globals__", {})
-    yield from (names[name] for name in code.co_names if name in names)
+    yield from (names[name] for name in _names_in(code) if name in names)
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    """The names of globals in a function, its comprehensions and the functions inside."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+
+
+def _name_as_wrapped(container: GCContainer, incompatible: Any) -> None:
+    """Let the errors of `load_state_dict` name the keys that `state_dict` gives."""
+    prefix = container.__dict__.pop("_loaded_under", "")
+    for keys in incompatible:
+        keys[:] = [
+            f"{prefix}{key.removeprefix(f'{prefix}0.')}" if key.startswith(f"{prefix}0.") else key
+            for key in keys
+        ]
 
 
 class GCContainer(nn.Sequential):
@@ -184,7 +230,19 @@ class GCContainer(nn.Sequential):
         container = cls(x_compressor, module, **options)
         container._is_wrapper = True
         container._is_cut_out = is_cut_out
+        container.register_load_state_dict_post_hook(_name_as_wrapped)
         return container
+
+    def __getitem__(self, idx: Any) -> Any:
+        """A module; for a slice, a container of some of the modules with the same settings."""
+        if not isinstance(idx, slice):
+            return super().__getitem__(idx)
+        modules = OrderedDict(list(self._modules.items())[idx])
+        return type(self)(self.x_compressor, cast(Any, modules), **self._counts())
+
+    def _counts(self) -> dict[str, int]:
+        """The options of `__init__` that are given by keyword."""
+        return {}
 
     @property
     def num_states(self) -> int:
@@ -215,12 +273,13 @@ class GCContainer(nn.Sequential):
         """
         return self._checkpointed(x, *args)
 
-    # The parameter has the documented name.
-    def forward(self, x: Tensor, *args: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the documented names
+        self, x: Tensor, *args: Any
+    ) -> Any:
         """Run the modules; see the class.
 
         Raises:
-            RecomputationError: in the backward pass; see `input_compressed_gc`.
+            RecomputationError: see `input_compressed_gc`.
         """
         if not self._needs_gradient(x, *args):
             return self._plain(x, *args)
@@ -264,7 +323,8 @@ class GCContainer(nn.Sequential):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if not self.__dict__.get("_is_wrapper"):
+            is_own = name in _NOT_FORWARDED or name.startswith("__")  # such as __deepcopy__
+            if is_own or not self.__dict__.get("_is_wrapper"):
                 raise
             module = self.__dict__["_modules"]["0"]
             if name in _LOOKED_FOR and not isinstance(module, MemoryModule):
@@ -281,6 +341,7 @@ class GCContainer(nn.Sequential):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         if self._is_wrapper:
+            self._loaded_under = prefix
             plain = {f"{prefix}{key}" for key in self[0].state_dict()}
             nested = {f"{prefix}0.{key.removeprefix(prefix)}" for key in plain}
             if sum(key in plain for key in state_dict) > sum(key in nested for key in state_dict):
@@ -336,8 +397,13 @@ class TCGCContainer(GCContainer):
         self.check_chunks = True
         self._proven: set[Any] = set()
 
-    # As above.
-    def forward(self, x_seq: Tensor, *args: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def _counts(self) -> dict[str, int]:
+        names = ("n_chunk", "n_seq_inputs", "n_outputs")
+        return {name: getattr(self, name) for name in names}
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the documented names
+        self, x_seq: Tensor, *args: Any
+    ) -> Any:
         """Run the modules chunk by chunk; see the class.
 
         Args:

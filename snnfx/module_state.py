@@ -3,30 +3,41 @@
 A segment that is computed twice must start the second time from what its modules held before the
 first time, and must leave behind what they hold now: batch-norm statistics and membrane potentials
 move on once. Nothing has to be declared for this. Every entry of a module's attributes, of its
-buffers and of its dictionary of memories (`snnfx.base.MemoryModule` has one, as has SpikingJelly's)
-is a slot. A slot was changed by a run if it holds another object afterwards, or a tensor that was
-written to, or a list with other members.
+buffers and parameters, and of the dictionaries and lists among its attributes (`_memories` of a
+`snnfx.base.MemoryModule` or of SpikingJelly's is one) is a slot. A slot was changed by a run if it
+holds another object afterwards, or a tensor that was written to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, MutableMapping, Sequence
+import operator
+from collections import OrderedDict, defaultdict
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from snnfx.errors import RecomputationError
 
-Slots = MutableMapping[str, Any]
+Slots = dict[Any, Any] | list[Any]
+"""What holds values by name or by place, and can be changed."""
 
-_DICTIONARIES = ("_buffers", "_memories")
+_HOLDERS = (dict, OrderedDict, defaultdict, list)
+
+_OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
+"""Attributes that every module has; of their dictionaries two are state."""
+
+_OWN_STATE = ("_parameters", "_buffers")
 
 _STATISTICS = 1 << 16
 """Floating buffers of at most so many elements count as written to: they may be running statistics,
 which batch norm updates without a trace, and cost little to keep."""
+
+_COPIED_MEMBERS = 64
+"""A longer list or dictionary is taken for a record that grows, and its tensors are not copied."""
 
 
 class _Absent:
@@ -38,11 +49,25 @@ _ABSENT = _Absent()
 
 @dataclass(frozen=True)
 class ChangedTensor:
-    """A slot whose tensor the run replaced or wrote to, and that tensor as it was before."""
+    """A tensor that the run wrote to or replaced.
 
-    slots: Slots
-    name: str
-    value: Tensor
+    Attributes:
+        places: the slots that held it, more than one if modules share it.
+        was_written: whether it must be copied before the modules have it again.
+    """
+
+    places: tuple[tuple[Slots, Any], ...]
+    was_written: bool
+
+    def put_back(self, value: Tensor) -> None:
+        """Let the slots hold `value`, or a copy of it, the same tensor in all of them."""
+        tracked = value.requires_grad
+        if not tracked:
+            value = value.detach().clone()
+        elif self.was_written:
+            value = value.clone()
+        for slots, name in self.places:
+            slots[name] = value
 
 
 @dataclass(frozen=True)
@@ -50,16 +75,15 @@ class StateBefore:
     """What modules held before a run.
 
     Attributes:
-        modules: whose state it is.
-        entries: their slots, with all values but those of `tensors`.
-        tensors: the tensors that the run changed; to be kept as autograd keeps tensors.
+        entries: their slots, with all values but those of `changed`.
+        changed: where the tensors were that the run changed. Their values are not in here, since
+            they are to be kept as autograd keeps tensors.
         versions: of the tensors and parameters that it did not change, with the module's type and
             the name that an error gives.
     """
 
-    modules: tuple[nn.Module, ...]
     entries: tuple[tuple[Slots, Slots], ...]
-    tensors: tuple[ChangedTensor, ...]
+    changed: tuple[ChangedTensor, ...]
     versions: tuple[tuple[Tensor, int, str], ...]
 
     @contextmanager
@@ -67,20 +91,19 @@ class StateBefore:
         """Let the modules hold again what they held; afterwards what they hold now.
 
         Args:
-            tensors: the values of `self.tensors`. Those without a gradient are copied, since
-                modules write to buffers in place.
+            tensors: the values of `self.changed`. Those without a gradient, and those that were
+                written to, are copied, since modules write to buffers in place.
 
         Raises:
             RecomputationError: a parameter or a tensor of the state was written to in between.
         """
         self._check_versions()
-        now = _shallow(self.modules)
+        now = [(slots, _copied(slots)) for slots, _ in self.entries]
         try:
             for slots, before in self.entries:
-                _put(slots, {n: _without_later_members(value) for n, value in before.items()})
-            for changed, value in zip(self.tensors, tensors, strict=True):
-                tracked = value.requires_grad
-                changed.slots[changed.name] = value if tracked else value.detach().clone()
+                _put(slots, before)
+            for changed, value in zip(self.changed, tensors, strict=True):
+                changed.put_back(value)
             yield
         finally:
             for slots, values in now:
@@ -88,12 +111,30 @@ class StateBefore:
 
     def _check_versions(self) -> None:
         for tensor, version, name in self.versions:
-            if _version(tensor) != version:
+            if version_of(tensor) != version:
                 raise RecomputationError(
                     f"{name} was changed in place between the forward and the backward pass, so "
                     "the segment that uses it cannot be computed again. Call backward before the "
                     "optimizer's step, and change state by assigning a new tensor."
                 )
+
+
+class _Found(NamedTuple):
+    """A tensor, or a tuple that may hold some, among the values of modules.
+
+    Attributes:
+        slots: what holds it.
+        before: the copy of `slots`.
+        name: its name or place there.
+        value: itself.
+        tensors: the tensors in it.
+    """
+
+    slots: Slots
+    before: Slots
+    name: Any
+    value: Any
+    tensors: tuple[Tensor, ...]
 
 
 class StateWatch:
@@ -105,82 +146,176 @@ class StateWatch:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._modules = tuple(modules)
-        self._entries = tuple(
-            (slots, {name: _without_later_members(value) for name, value in values.items()})
-            for slots, values in _shallow(self._modules)
-        )
-        self._copies: dict[int, tuple[int, Tensor]] = {}
+        self._entries = tuple((slots, _copied(slots)) for slots in _slots_of(self._modules))
+        self._owners = {id(m._parameters): type(m).__name__ for m in self._modules}
+        self._dictionaries = {
+            key for m in self._modules for key in (id(m.__dict__), id(m._buffers))
+        }
+        self._versions: dict[int, int] = {}
+        self._copies: dict[int, Tensor] = {}
+        self._found = [
+            _Found(slots, before, name, value, tuple(_tensors_in(value)))
+            for slots, before in self._entries
+            for name, value in _items(before)
+            if isinstance(value, (Tensor, tuple))
+        ]
         with torch.no_grad():
-            for value in self._tensors():
-                self._copies[id(value)] = (_version(value), value.clone())
+            for found in self._found:
+                self._note(found)
 
-    def _tensors(self) -> Iterator[Tensor]:
-        for _, before in self._entries:
-            yield from (value for value in before.values() if isinstance(value, Tensor))
+    def _note(self, found: _Found) -> None:
+        is_copied = self._is_copied(found.slots, found.value)
+        for tensor in found.tensors:
+            self._versions[id(tensor)] = version_of(tensor)
+            if is_copied and id(tensor) not in self._copies:
+                self._copies[id(tensor)] = tensor.clone()
+
+    def _is_copied(self, slots: Slots, value: Any) -> bool:
+        is_parameter = id(slots) in self._owners or isinstance(value, nn.Parameter)
+        is_record = id(slots) not in self._dictionaries and len(slots) > _COPIED_MEMBERS
+        return isinstance(value, Tensor) and not (is_parameter or is_record)
 
     def release_histories(self) -> None:
         """Give each new state that is one step of a sequence a storage of its own.
 
         A neuron that keeps the last of T potentials as a view keeps all T of them in memory.
         """
-        for slots, before in self._entries:
-            for name, value in slots.items() if _holds_memories(slots, self._modules) else ():
-                if value is not before.get(name) and _is_small_part(value):
-                    slots[name] = value.clone()
-
-    def before(self) -> StateBefore:
-        """The state of the modules before they ran."""
-        tensors: list[ChangedTensor] = []
-        versions: list[tuple[Tensor, int, str]] = []
-        for slots, before in self._entries:
-            for name, value in list(before.items()):
-                if not isinstance(value, Tensor):
-                    continue
-                version, copied = self._copies[id(value)]
-                was_written = _version(value) != version or _may_be_statistics(value)
-                if was_written or slots.get(name, _ABSENT) is not value:
-                    old = copied.requires_grad_(value.requires_grad) if was_written else value
-                    tensors.append(ChangedTensor(slots, name, old))
-                    before[name] = None  # keeps the place in the order
-                else:
-                    versions.append((value, _version(value), f"tensor '{name}' of a module"))
+        before = {id(slots): values for slots, values in self._entries}
         for module in self._modules:
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    place = f"parameter '{name}' of a {type(module).__name__}"
-                    versions.append((parameter, _version(parameter), place))
-        return StateBefore(self._modules, self._entries, tuple(tensors), tuple(versions))
+            memories: dict[str, Any] = module.__dict__.get("_memories", {})
+            for name, value in list(memories.items()):
+                was = _get(before[id(memories)], name) if id(memories) in before else None
+                if value is not was and _is_small_part(value):
+                    memories[name] = value.clone()
+
+    def before(self) -> tuple[StateBefore, tuple[Tensor, ...]]:
+        """The state of the modules before they ran, and the values of its `changed`.
+
+        Raises:
+            RecomputationError: the run wrote to a tensor of which there is no copy, or to two that
+                share their memory.
+        """
+        written = self._written()
+        values: dict[int, Tensor] = {}
+        places: dict[int, list[tuple[Slots, Any]]] = {}
+        versions: list[tuple[Tensor, int, str]] = []
+        for slots, before, name, value, tensors in self._found:
+            if isinstance(value, Tensor) and self._was_changed(slots, name, value, written):
+                values[id(value)] = value
+                places.setdefault(id(value), []).append((slots, name))
+                before[name] = None  # keeps the place in the order
+            else:
+                described = self._described(slots, name)
+                versions += [(tensor, version_of(tensor), described) for tensor in tensors]
+        changed = tuple(ChangedTensor(tuple(places[key]), key in written) for key in values)
+        olds = tuple(self._old(value, key in written) for key, value in values.items())
+        return StateBefore(self._entries, changed, tuple(versions)), olds
+
+    def _was_changed(self, slots: Slots, name: Any, value: Tensor, written: set[int]) -> bool:
+        if isinstance(value, nn.Parameter):
+            return False
+        # What stands for a parameter is there for one call, as in torch.func.functional_call.
+        is_lent = id(slots) in self._owners
+        return is_lent or id(value) in written or _get(slots, name) is not value
+
+    def _written(self) -> set[int]:
+        """The ids of the tensors that were written to, or may have been."""
+        addresses: dict[int, int] = {}
+        for slots, _, name, value, tensors in self._found:
+            for tensor in () if isinstance(value, nn.Parameter) else tensors:
+                key = id(tensor)
+                if version_of(tensor) == self._versions[key]:
+                    if key in self._copies and _may_be_statistics(tensor):
+                        addresses.setdefault(key, 0)
+                    continue
+                address = _address(tensor)
+                if key not in self._copies or _shares_memory(key, address, addresses):
+                    raise RecomputationError(
+                        f"{self._described(slots, name)} is changed in place by the segment that "
+                        "uses it, and cannot be put back to compute it again. Change state by "
+                        "assigning a new tensor."
+                    )
+                addresses[key] = address
+        return set(addresses)
+
+    def _old(self, value: Tensor, was_written: bool) -> Tensor:
+        if not was_written:
+            return value
+        return self._copies[id(value)].requires_grad_(value.requires_grad)
+
+    def _described(self, slots: Slots, name: Any) -> str:
+        owner = self._owners.get(id(slots))
+        return (
+            f"tensor '{name}' of a module" if owner is None else f"parameter '{name}' of a {owner}"
+        )
 
 
-def _shallow(modules: Iterable[nn.Module]) -> tuple[tuple[Slots, Slots], ...]:
-    """The slots of modules, and a copy of each."""
-    return tuple((slots, dict(slots)) for module in modules for slots in _slots_of(module))
+@contextmanager
+def kept_state(modules: Iterable[nn.Module]) -> Generator[None]:
+    """Let the slots of `modules` hold afterwards what they hold now; tensors are not copied."""
+    now = [(slots, _copied(slots)) for slots in _slots_of(modules)]
+    try:
+        yield
+    finally:
+        for slots, values in now:
+            _put(slots, values)
 
 
-def _slots_of(module: nn.Module) -> Iterator[Slots]:
-    yield module.__dict__
-    for name in _DICTIONARIES:
-        values = module.__dict__.get(name)
-        if isinstance(values, dict):
-            yield values
+def _slots_of(modules: Iterable[nn.Module]) -> Iterator[Slots]:
+    """What holds the state of modules: their attributes, and dictionaries and lists among them."""
+    seen: set[int] = set()
+    for module in modules:
+        attributes = module.__dict__
+        yield attributes
+        waiting = [attributes[name] for name in _OWN_STATE]
+        waiting += [value for name, value in attributes.items() if name not in _OWN_ATTRIBUTES]
+        while waiting:
+            value = waiting.pop()
+            if type(value) in _HOLDERS and id(value) not in seen:
+                seen.add(id(value))
+                yield value
+                waiting += (member for _, member in _items(value) if type(member) in _HOLDERS)
 
 
-def _without_later_members(value: Any) -> Any:
-    """The value itself; of a list, which a module may append to, a copy."""
-    return list(value) if type(value) is list else value
+def _copied(slots: Slots) -> Slots:
+    return list(slots) if isinstance(slots, list) else dict(slots)
+
+
+def _items(slots: Slots) -> list[tuple[Any, Any]]:
+    return list(enumerate(slots)) if isinstance(slots, list) else list(slots.items())
+
+
+def _get(slots: Slots, name: Any) -> Any:
+    if isinstance(slots, list):
+        return slots[name] if name < len(slots) else _ABSENT
+    return slots.get(name, _ABSENT)
 
 
 def _put(slots: Slots, values: Slots) -> None:
     """Make `slots` equal to `values`, in their order."""
+    if isinstance(slots, list) or isinstance(values, list):
+        slots[:] = values
+        return
     if list(slots) != list(values):
         slots.clear()
-    for name, value in values.items():
+    elif all(map(operator.is_, slots.values(), values.values())):
+        return
+    for name, value in _items(values):
         if slots.get(name, _ABSENT) is not value:
             slots[name] = value
 
 
-def _holds_memories(slots: Slots, modules: Iterable[nn.Module]) -> bool:
-    return any(module.__dict__.get("_memories") is slots for module in modules)
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value that cannot be changed: itself, or the members of a tuple."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for member in value:
+            yield from _tensors_in(member)
+
+
+def _shares_memory(key: int, address: int, found: dict[int, int]) -> bool:
+    return any(other != key and known == address for other, known in found.items())
 
 
 def _is_small_part(value: Any) -> bool:
@@ -191,5 +326,10 @@ def _may_be_statistics(value: Tensor) -> bool:
     return value.is_floating_point() and value.numel() <= _STATISTICS and value.grad_fn is None
 
 
-def _version(tensor: Tensor) -> int:
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # fake tensors have no data to point to
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written to; 0 for an inference tensor, which does not say."""
     return 0 if tensor.is_inference() else tensor._version

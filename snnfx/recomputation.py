@@ -29,11 +29,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.parameter import is_lazy
 
-from snnfx._torch_compat import FakeTensor, pytree
-from snnfx.compressors import BaseSpikeCompressor, CompressedSpikes
+from snnfx._torch_compat import FakeTensor, in_transform, pytree
+from snnfx.compressors import BaseSpikeCompressor, NullSpikeCompressor
 from snnfx.errors import RecomputationError
-from snnfx.module_state import StateBefore, StateWatch
+from snnfx.module_state import StateBefore, StateWatch, version_of
 
 Function = Callable[..., Any]
 
@@ -79,6 +80,26 @@ class _Kind(NamedTuple):
         return f"{str(self.dtype).removeprefix('torch.')}{list(self.shape)} on {self.device}"
 
 
+class _Held(NamedTuple):
+    """A tensor, and its version when it was saved: under hooks autograd does not compare them."""
+
+    tensor: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Held:
+        return cls(tensor, version_of(tensor))
+
+    def unchanged(self, segment: str) -> Tensor:
+        if version_of(self.tensor) != self.version:
+            raise RecomputationError(
+                f"a tensor {_Kind.of(self.tensor)} that {segment} needs for the backward pass was "
+                "changed in place after it was used. Use an operation that is not in place, and "
+                "call backward before the optimizer's step."
+            )
+        return self.tensor
+
+
 class _PlaceHolder:
     """Stands for a saved tensor; holds it from the second run until it is asked for."""
 
@@ -86,7 +107,7 @@ class _PlaceHolder:
 
     def __init__(self, segment: _Segment) -> None:
         self.segment = segment  # keeps the inputs alive as long as a tensor may be asked for
-        self.value: Tensor | None = None
+        self.value: _Held | None = None
 
 
 @dataclass(frozen=True)
@@ -152,14 +173,15 @@ class _Keep(torch.autograd.Function):
         raise AssertionError("nothing depends on this node")
 
 
-class _Unpack(torch.autograd.Function):
-    """A decompressed input that autograd takes for the result of an operator, as it first was."""
+class _Again(torch.autograd.Function):
+    """An input of a second run that autograd takes for the result of an operator.
+
+    It has no history, so hooks that the function sets on its inputs are not set a second time.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, token: Tensor, compressor: BaseSpikeCompressor, payload: CompressedSpikes
-    ) -> Tensor:
-        return compressor.decompress(payload)
+    def forward(ctx: Any, token: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        return make()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -170,54 +192,77 @@ def _token() -> Tensor:
     return torch.empty(0, requires_grad=True)
 
 
-class _Inputs:
-    """All that the second run starts from; autograd keeps its tensors."""
+def _again(tensor: Tensor) -> Tensor:
+    """A kept tensor as the second run gets it; a parameter as it is, for `_Segment.save`."""
+    if isinstance(tensor, nn.Parameter) or not tensor.requires_grad:
+        return tensor
+    return _Again.apply(_token(), tensor.detach)
 
-    def __init__(
-        self,
-        compressor: BaseSpikeCompressor,
-        payload: CompressedSpikes,
-        x: Tensor,
-        args: Sequence[Any],
-        state: StateBefore,
-    ) -> None:
+
+class _Inputs:
+    """All that the second run starts from; autograd keeps its tensors.
+
+    Made before the first run, which may change lists among the arguments; `keep` comes after it.
+    """
+
+    def __init__(self, compressor: BaseSpikeCompressor, x: Tensor, args: Sequence[Any]) -> None:
         self._compressor = compressor
+        payload = compressor.compress(x)
         self._is_itself = any(tensor is x for tensor in payload.tensors())
         self._tracked = x.requires_grad
         self._empty_payload = payload.with_tensors(tuple(t.new_empty(0) for t in payload.tensors()))
-        values = (payload.tensors(), tuple(args), tuple(c.value for c in state.tensors))
-        leaves, self._structure = pytree.tree_flatten(values)
+        leaves, self._structure = pytree.tree_flatten((payload.tensors(), tuple(args)))
         self._places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         self._leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self._node = _Keep.apply(_token(), *(leaves[i] for i in self._places)).grad_fn
+        self._given: list[_Held] = [_Held.of(leaves[i]) for i in self._places]
+
+    def keep(self, state: Sequence[Tensor], segment: str) -> None:
+        """Let autograd keep the inputs, and the tensors of the modules' state.
+
+        Raises:
+            RecomputationError: the first run wrote to an input that is not kept compressed.
+        """
+        if any(version_of(tensor) != version for tensor, version in self._given):
+            raise RecomputationError(
+                f"{segment} changes one of its inputs in place, so it cannot be computed again "
+                "from that. Begin it with an operation that is not in place."
+            )
+        tensors = (*(given.tensor for given in self._given), *state)
+        self._given.clear()
+        # Autograd keeps no inference tensors; plain modules may add them to others all the same.
+        kept = (tensor.clone() if tensor.is_inference() else tensor for tensor in tensors)
+        self._node = _Keep.apply(_token(), *kept).grad_fn
 
     def load(self) -> tuple[Tensor, Sequence[Any], Sequence[Tensor]]:
         """The first input, the further ones, and the tensors of the modules' state."""
+        tensors = self._node.saved_tensors
         leaves = list(self._leaves)
-        for place, tensor in zip(self._places, self._node.saved_tensors, strict=True):
-            leaves[place] = tensor
-        packed, args, state = pytree.tree_unflatten(leaves, self._structure)
+        for place, tensor in zip(self._places, tensors, strict=False):
+            leaves[place] = _again(tensor)
+        packed, args = pytree.tree_unflatten(leaves, self._structure)
+        state = [_again(tensor) for tensor in tensors[len(self._places) :]]
         return self._unpacked(packed), args, state
 
     def _unpacked(self, packed: Sequence[Tensor]) -> Tensor:
         if self._is_itself:
-            return packed[0]
+            return _again(packed[0])
         payload = self._empty_payload.with_tensors(packed)
         if not self._tracked:
             return self._compressor.decompress(payload)
-        return _Unpack.apply(_token(), self._compressor, payload)
+        return _Again.apply(_token(), lambda: self._compressor.decompress(payload))
 
 
 class _Segment:
     """One call of a function whose saved tensors are computed again when they are needed."""
 
-    inputs: _Inputs
+    inputs: _Inputs | None = None
     state: StateBefore
     surroundings: _Surroundings
 
-    def __init__(self, function: Function, name: str) -> None:
+    def __init__(self, function: Function, name: str, tensors: Sequence[Tensor]) -> None:
         self.function = function
         self.name = name
+        self.reached = [_Held.of(tensor) for tensor in tensors]
         self.outer = _here.first
         self.kinds: list[_Kind] = []
         self.holders: list[weakref.ref[_PlaceHolder]] = []
@@ -232,32 +277,40 @@ class _Segment:
         finally:
             _here.first = self.outer
 
-    def save(self, tensor: Tensor) -> Tensor | _PlaceHolder:
-        """What autograd keeps instead of a tensor; parameters, which live on, it keeps itself."""
+    def save(self, tensor: Tensor) -> _Held | _PlaceHolder:
+        """What autograd keeps instead of a tensor; parameters, which live on, are kept."""
         if isinstance(tensor, nn.Parameter):
-            return tensor
+            return _Held.of(tensor)
         holder = _PlaceHolder(self)
         self.kinds.append(_Kind.of(tensor))
         self.holders.append(weakref.ref(holder))
         return holder
 
-    def load(self, saved: Tensor | _PlaceHolder) -> Tensor:
+    def load(self, saved: _Held | _PlaceHolder) -> Tensor:
         """The tensor that was saved; the place-holder gives it away."""
-        if isinstance(saved, Tensor):
-            return saved
+        if isinstance(saved, _Held):
+            return saved.unchanged(self.name)
         if saved.value is None:
             self._run_again()
         value, saved.value = saved.value, None
         assert value is not None
-        return value
+        return value.unchanged(self.name)
 
     def _run_again(self) -> None:
+        inputs = self.inputs
+        if inputs is None:
+            raise RecomputationError(
+                f"a gradient was asked for inside of {self.name}, of which only the input is kept. "
+                "Leave the part that computes gradients of its own out of checkpointing."
+            )
+        for held in self.reached:
+            held.unchanged(self.name)
         self._forget_others()
         second = _SecondRun(self)
         _here.second_runs += 1
         try:
             with torch.enable_grad():
-                x, args, state = self.inputs.load()
+                x, args, state = inputs.load()
                 with (
                     self.state.restored(state),
                     self.surroundings.restored(),
@@ -314,7 +367,7 @@ class _SecondRun:
         holder = self._segment.holders[index]()
         value = tensor.detach()
         if holder is not None:
-            holder.value = value
+            holder.value = _Held.of(value)
         self._count += 1
         if self._count == self._end:
             raise _Enough
@@ -345,6 +398,11 @@ def _nothing(tensor: Tensor) -> None:
     """What is saved where nothing is differentiated."""
 
 
+def _waits_for_input(module: nn.Module) -> bool:
+    own = (*module._parameters.values(), *module._buffers.values())
+    return any(tensor is not None and is_lazy(tensor) for tensor in own)
+
+
 def run_checkpointed(
     function: Function,
     compressor: BaseSpikeCompressor,
@@ -352,13 +410,15 @@ def run_checkpointed(
     args: Sequence[Any] = (),
     *,
     modules: Sequence[nn.Module] = (),
+    tensors: Sequence[Tensor] = (),
     name: str = "a checkpointed function",
     keeps_own_inputs: bool = False,
 ) -> Any:
     """``function(x, *args)``, of which only the inputs are kept for the backward pass.
 
-    Where no gradient can flow, and while torch.compile traces (its backend sees and plans the whole
-    graph), the function is simply called.
+    Where no gradient can flow, while torch.compile traces (its backend sees and plans the whole
+    graph), under a transform of `torch.func`, which has no hooks of saved tensors, and while a lazy
+    module waits for its first input, the function is simply called.
 
     Args:
         function: computes the same again from the same inputs, `modules` and random numbers.
@@ -366,6 +426,7 @@ def run_checkpointed(
         x: kept compressed.
         args: kept as they are.
         modules: those whose state the function may read or change, each once.
+        tensors: others that it reads; it may not write to them.
         name: of the segment, for errors.
         keeps_own_inputs: whether a segment inside of another one keeps its inputs itself, so that
             they need not be computed again with the outer one: it is then a piece cut out of the
@@ -375,23 +436,30 @@ def run_checkpointed(
         What the function returns.
 
     Raises:
-        RecomputationError: in the backward pass, where the second run went another way than the
+        RecomputationError: the function changes its inputs in place, or asks for gradients of what
+            it computes; and in the backward pass, where the second run went another way than the
             first, or could not be run on what the first was run on.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or in_transform():
         return function(x, *args)
     if keeps_own_inputs and _here.second_runs:
         with saved_tensors_hooks(_nothing, _same):
             return function(x, *args)
+    if any(_waits_for_input(module) for module in modules):
+        return function(x, *args)
+    if isinstance(x, nn.Parameter):  # lives on anyhow
+        compressor = NullSpikeCompressor()
     state_watch, surroundings_watch = StateWatch(modules), _SurroundingsWatch(x)
-    payload = compressor.compress(x)
-    segment = _Segment(function, name)
+    inputs, segment = _Inputs(compressor, x, args), _Segment(function, name, tensors)
     with segment.first_run():
         outputs = function(x, *args)
     state_watch.release_histories()
-    segment.state = state_watch.before()
-    segment.surroundings = surroundings_watch.before()
     if any(holder() is not None for holder in segment.holders):
+        segment.state, state = state_watch.before()
+        segment.surroundings = surroundings_watch.before()
         with saved_tensors_hooks(_same, _same) if keeps_own_inputs else nullcontext():
-            segment.inputs = _Inputs(compressor, payload, x, args, segment.state)
+            inputs.keep(state, name)
+        for held in segment.reached:
+            held.unchanged(name)
+        segment.inputs = inputs
     return outputs

@@ -54,6 +54,21 @@ def test_the_benchmark_prints_a_table_and_writes_its_figures(tmp_path: Path) -> 
     assert checkpoint["memory"]["activation_bytes"] < eager["memory"]["activation_bytes"]
 
 
+def test_memory_optimization_is_measured_beside_its_peer_and_checked(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    command = [sys.executable, "examples/bench_memopt.py", "--model", "vgg8_spikingjelly"]
+    command += ["--width", "0.125", "--size", "16", "--time-steps", "4", "--batch", "2"]
+    command += ["--steps", "1", "--levels", "1", "4", "--threads", "1", "--check"]
+    done = subprocess.run([*command, "--json", str(file)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "level 4: memopt levels 2-4 require CUDA" in done.stdout
+    found = json.loads(file.read_text())["vgg8_spikingjelly"]
+    assert list(found) == ["eager", "spikingjelly", "level 1", "level 4"]
+    plain, one, four = (found[case]["activation_bytes"] for case in ("eager", "level 1", "level 4"))
+    assert four <= one < 0.8 * plain
+    assert found["level 1"]["done"]["gc_wrap_count"] == 8
+
+
 def test_compressors_are_measured_at_each_rate(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     command = [sys.executable, "examples/bench_compressors.py", "--shape", "4", "2", "800"]

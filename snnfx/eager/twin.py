@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Generator, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snnfx._torch_compat import FakeTensor, FakeTensorMode, pytree
 from snnfx.errors import CaptureError
+from snnfx.module_state import kept_state
 
 
 def fake_twin(net: nn.Module, mode: FakeTensorMode, *, train: bool = True) -> nn.Module:
@@ -81,32 +82,13 @@ def kept_as_it_is(net: nn.Module) -> Generator[None]:
     python_state = random.getstate()
     devices = {t.device.index for t in _state_tensors(net) if t.device.type == "cuda"}
     devices = devices if torch.cuda.is_available() else set[int]()
-    holders = [values for module in net.modules() for values in _mappings(module)]
-    contents = [(values, dict(values)) for values in holders]
     gradients = [(parameter, parameter.grad) for parameter in net.parameters()]
-    with torch.random.fork_rng(devices=[index or 0 for index in devices]):
+    rng_devices = [index or 0 for index in devices]
+    with torch.random.fork_rng(devices=rng_devices), kept_state(net.modules()):
         try:
             yield
         finally:
             random.setstate(python_state)
-            for values, content in contents:
-                _restore(values, content)
             for parameter, gradient in gradients:
                 if parameter.grad is not gradient:
                     parameter.grad = gradient
-
-
-def _mappings(module: nn.Module) -> Iterator[MutableMapping[Any, Any]]:
-    attributes = vars(module)
-    yield attributes
-    for value in attributes.values():
-        if isinstance(value, dict):
-            yield cast("dict[Any, Any]", value)
-
-
-def _restore(values: MutableMapping[Any, Any], content: Mapping[Any, Any]) -> None:
-    if len(values) != len(content) or any(
-        name not in values or values[name] is not value for name, value in content.items()
-    ):
-        values.clear()
-        values.update(content)

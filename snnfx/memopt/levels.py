@@ -32,14 +32,21 @@ _MODEL_ERRORS = (TypeError, AttributeError, LookupError, ValueError, AssertionEr
 """What a model's own code raises where a part of it is not what it knows."""
 
 
-def record_installed(net: nn.Module, inputs: tuple[Any, ...]) -> EagerStep:
+def record_installed(
+    net: nn.Module, inputs: tuple[Any, ...], *, keep_saved: bool = True
+) -> EagerStep:
     """Record a step of a model that has containers in it, and trains without them.
+
+    Args:
+        net: the model.
+        inputs: its arguments.
+        keep_saved: as for `record_step`.
 
     Raises:
         CaptureError: it does not train with them.
     """
     try:
-        return record_step(net, inputs, keep_saved=True)
+        return record_step(net, inputs, keep_saved=keep_saved)
     except _MODEL_ERRORS as error:
         raise CaptureError(f"{type(error).__name__}: {error}") from error
 
@@ -75,13 +82,23 @@ class Levels:
     def apply(self, level: int, wraps: Wraps) -> SearchResult:
         """What a level makes of the containers of the level below."""
         if level == 2:
-            return split_along_space(self._facts, wraps, self._splits, self._make, self._limits)
+            return self._split_along_space(wraps)
         if level == 3:
             factor = self._options.temporal_split_factor
             return split_along_time(
                 self._facts, wraps, factor, self._limits, self._measure, self._chunk_refusal
             )
-        return unwrap(self._facts, wraps, self._measure)
+        return unwrap(self._facts, wraps, lambda some: self._record(some, keep_saved=False))
+
+    def _split_along_space(self, wraps: Wraps) -> SearchResult:
+        """Level 2; nothing, if the model does not run with containers at those places."""
+        found = split_along_space(self._facts, wraps, self._splits, self._make, self._limits)
+        try:
+            self._measure(found.wraps)
+        except CaptureError as error:
+            skipped = f"model_does_not_run_with_containers: {error}"
+            return SearchResult(wraps, self._measure(wraps).peak_bytes, (), skipped)
+        return found
 
     def _make(self, path: str) -> Wrap:
         return self._wrap_of(path, self._facts)
@@ -108,7 +125,7 @@ class Levels:
                 f"snnfx: '{path}' is not split, since its __spatial_split__ returns modules that "
                 "are not registered inside of it",
                 SnnfxWarning,
-                stacklevel=9,
+                stacklevel=10,
             )
             return ()
         known = self._facts.modules
@@ -116,10 +133,13 @@ class Levels:
 
     def _measure(self, wraps: Wraps) -> Prediction:
         """The prediction for the model with these containers in it."""
+        return predict(self._record(wraps, keep_saved=True), {})
+
+    def _record(self, wraps: Wraps, *, keep_saved: bool) -> EagerStep:
         installed = Installed(self._net)
         installed.install(wraps)
         try:
-            return predict(record_installed(self._net, self._inputs), {})
+            return record_installed(self._net, self._inputs, keep_saved=keep_saved)
         finally:
             installed.remove()
 

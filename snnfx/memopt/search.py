@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, count
 
 from snnfx.eager.replay import Prediction, Segment, predict
+from snnfx.eager.step import EagerStep
 from snnfx.memopt.containers import Wrap, Wraps
 from snnfx.memopt.facts import StepFacts
 
@@ -250,22 +251,35 @@ def _too_many(facts: StepFacts, wrap: Wrap) -> str:
     return "" if steps >= wrap.chunks else f"{wrap.chunks} chunks of {steps} time steps"
 
 
-def unwrap(facts: StepFacts, wraps: Wraps, measure: Measure) -> SearchResult:
+RecordWith = Callable[[Wraps], EagerStep]
+"""Records the model with these containers in it, such that others can be predicted."""
+
+
+def unwrap(facts: StepFacts, wraps: Wraps, record: RecordWith) -> SearchResult:
     """Level 4: take containers away where that does not raise the peak, most time saved first.
+
+    Those that run in chunks stay, with what is inside of them: the peak needs them.
 
     Args:
         facts: of the step.
         wraps: at level 3.
-        measure: judges the containers where some are chunked, which the replay does not know.
+        record: gives a step with the chunks in it, which the replay alone does not know.
     """
-    chunked = any(wrap.chunks > 1 for wrap in wraps.values())
+    roots = [path for path, wrap in wraps.items() if wrap.chunks > 1]
+    chunked = {
+        path: wrap
+        for path, wrap in wraps.items()
+        if any(path == root or path.startswith(f"{root}.") for root in roots)
+    }
+    step = record(chunked) if chunked else facts.step
 
     def peak(candidate: Wraps) -> int:
-        judge = measure(candidate) if chunked else predict_wraps(facts, candidate)
-        return judge.peak_bytes
+        whole = {path: wrap for path, wrap in candidate.items() if path not in chunked}
+        return predict(step, segments_of(whole)).peak_bytes
 
     found = SearchResult(wraps, peak(wraps))
-    for path in sorted(wraps, key=lambda key: -facts.modules[key].seconds):
+    free = [path for path in wraps if path not in chunked]
+    for path in sorted(free, key=lambda key: -facts.modules[key].seconds):
         fewer = {key: wrap for key, wrap in found.wraps.items() if key != path}
         after = peak(fewer)
         if after <= found.peak_bytes:
