@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations, product
 
@@ -21,9 +21,9 @@ from snnfx.compressors import (
     SparseSpikeCompressor,
     Uint8SpikeCompressor,
 )
-from snnfx.eager.replay import Prediction, predict
-from snnfx.eager.trace import record_step
-from snnfx.memopt import MemOptSummary, memory_optimization
+from snnfx.eager.replay import Prediction, Segment, predict
+from snnfx.eager.trace import EagerStep, record_step
+from snnfx.memopt import MemOptSummary, memory_optimization, search
 from snnfx.memopt.containers import Installed, Wrap, Wraps
 from snnfx.memopt.facts import StepFacts, step_facts
 from snnfx.memopt.search import (
@@ -267,7 +267,7 @@ def test_no_rounds_and_no_candidates_split_nothing() -> None:
 def test_unwrapping_never_raises_the_peak_and_leaves_nothing_to_spare(sizes: list[int]) -> None:
     made = pairs(*sizes)
     facts, wraps = facts_of(made), layers(made)
-    found = unwrap(facts, wraps, measure_nothing)
+    found = unwrap(facts, wraps, record_nothing)
     start = predict_wraps(facts, wraps).peak_bytes
     best = min(predict_wraps(facts, choice).peak_bytes for choice in subsets(wraps))
     assert best <= found.peak_bytes == predict_wraps(facts, found.wraps).peak_bytes <= start
@@ -277,25 +277,26 @@ def test_unwrapping_never_raises_the_peak_and_leaves_nothing_to_spare(sizes: lis
     assert (seconds[1] < seconds[0]) == bool(found.changes)
 
 
-def measure_nothing(_: Wraps) -> Prediction:
-    raise AssertionError("nothing runs in chunks, so that the replay says all")
+def record_nothing(_: Wraps) -> EagerStep:
+    raise AssertionError("nothing runs in chunks, so that there is no other step to record")
 
 
-def test_unwrapping_tries_the_container_that_costs_most_time_first() -> None:
+def test_unwrapping_tries_the_container_that_costs_most_time_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made = pairs(4, 160, 48)
     facts, wraps = facts_of(made), layers(made)
     tried: list[set[str]] = []
 
-    def measure(candidate: Wraps) -> Prediction:
-        tried.append(set(wraps) - set(candidate))
-        raised = replace(predict_wraps(facts, wraps), peak_bytes=len(tried))
-        return raised if tried[-1] else replace(raised, peak_bytes=0)
+    def higher_without_any(step: EagerStep, segments: Mapping[str, Segment]) -> Prediction:
+        tried.append(set(wraps) - set(segments))
+        return replace(predict(step, segments), peak_bytes=len(tried[-1]))
 
-    chunked = {path: replace(wrap, chunks=2) for path, wrap in wraps.items()}
-    found = unwrap(facts, chunked, measure)
-    assert found.wraps == chunked
+    monkeypatch.setattr(search, "predict", higher_without_any)
+    found = unwrap(facts, wraps, record_nothing)
+    assert found.wraps == wraps
     assert found.skipped == "no_container_to_spare"
-    assert tried[-3:] == [{"2"}, {"3"}, {"1"}]
+    assert tried == [set(), {"2"}, {"3"}, {"1"}]
 
 
 def measured(made: Workload) -> Callable[[Wraps], Prediction]:
