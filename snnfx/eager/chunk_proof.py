@@ -21,6 +21,9 @@ from snnfx.eager.twin import fake_of, fake_twin, kept_as_it_is
 from snnfx.errors import CaptureError
 from snnfx.passes.analysis.time_chunks import NotChunkable, StepRun, check_chunks
 
+_MODULE_ERRORS = (RuntimeError, TypeError, ValueError, LookupError, AssertionError)
+"""What a module raises for another number of time steps than it is made for."""
+
 Names = dict[int, tuple[Tensor, str]]
 """By the identity of a tensor that every run finds: the tensor itself, and its name."""
 
@@ -54,8 +57,8 @@ def prove_chunks(
             runs = [chunked.run(p, rest, size) for p, size in zip(parts, sizes, strict=True)]
     except CaptureError as error:
         return NotChunkable(str(error), "")
-    except RuntimeError as error:
-        return NotChunkable(f"it cannot be traced on fake tensors: {error}", "")
+    except _MODULE_ERRORS as error:
+        return NotChunkable(f"it does not run on chunks of {list(sizes)} time steps: {error}", "")
     return check_chunks(whole_run, runs)
 
 
