@@ -184,9 +184,10 @@ class Session:
         later_ms = min(time_step(self.step) for _ in range(2))
         return (first_ms - later_ms) / 1e3 if METHODS[self.task.method].compiles else 0.0
 
-    def containers(self) -> dict[str, Any]:
-        """What `memory_optimization` did, as its summary says, and how long it took in seconds."""
-        return {**vars(self.options["summary"]), "seconds": self._applied_s}
+    def applied(self) -> dict[str, Any]:
+        """What changing the model took in seconds, and what `memory_optimization` says it did."""
+        summary = self.options.get("summary")
+        return {"seconds": self._applied_s, **({} if summary is None else vars(summary))}
 
     def time(self) -> float:
         """Milliseconds of one step."""
