@@ -161,8 +161,20 @@ def _differs(x: Tensor, other: Tensor) -> Tensor:
     return differs
 
 
+class _BytewiseCompressor(_ElementCompressor):
+    """Stores each element as a number of one byte."""
+
+    _stored: ClassVar[torch.dtype]
+
+    def _compress(self, s_seq: Tensor) -> Tensor:
+        return s_seq.to(self._stored, memory_format=torch.contiguous_format)
+
+    def _expand(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return s_seq.to(dtype)
+
+
 @dataclass(frozen=True)
-class BooleanSpikeCompressor(_ElementCompressor):
+class BooleanSpikeCompressor(_BytewiseCompressor):
     """Holds 0 and 1 as bool: a byte an element. Without `check`, all else comes back as 1.
 
     A bool tensor is held as it is, not copied.
@@ -173,19 +185,14 @@ class BooleanSpikeCompressor(_ElementCompressor):
 
     requires_strictly_binary = True
     _expected = "only 0 and 1"
+    _stored = torch.bool
 
     _: KW_ONLY
     check: bool = False
 
-    def _compress(self, s_seq: Tensor) -> Tensor:
-        return s_seq.to(torch.bool, memory_format=torch.contiguous_format)
-
-    def _expand(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        return s_seq.to(dtype)
-
 
 @dataclass(frozen=True)
-class Uint8SpikeCompressor(_ElementCompressor):
+class Uint8SpikeCompressor(_BytewiseCompressor):
     """Holds integers from 0 to 255, such as sums of spikes, as uint8: a byte an element.
 
     Without `check`, a fraction loses what is behind the point, and a value outside of the range
@@ -196,15 +203,10 @@ class Uint8SpikeCompressor(_ElementCompressor):
     """
 
     _expected = "only integers from 0 to 255"
+    _stored = torch.uint8
 
     _: KW_ONLY
     check: bool = False
-
-    def _compress(self, s_seq: Tensor) -> Tensor:
-        return s_seq.to(torch.uint8, memory_format=torch.contiguous_format)
-
-    def _expand(self, s_seq: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        return s_seq.to(dtype)
 
     def _round_trip(self, piece: Tensor) -> Tensor:
         return piece.to(torch.uint8).to(piece.dtype)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 from collections import OrderedDict, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -98,16 +98,12 @@ class StateBefore:
             RecomputationError: a parameter or a tensor of the state was written to in between.
         """
         self._check_versions()
-        now = [(slots, _copied(slots)) for slots, _ in self.entries]
-        try:
+        with _kept([slots for slots, _ in self.entries]):
             for slots, before in self.entries:
                 _put(slots, before)
             for changed, value in zip(self.changed, tensors, strict=True):
                 changed.put_back(value)
             yield
-        finally:
-            for slots, values in now:
-                _put(slots, values)
 
     def _check_versions(self) -> None:
         for tensor, version, name in self.versions:
@@ -250,10 +246,14 @@ class StateWatch:
         )
 
 
-@contextmanager
-def kept_state(modules: Iterable[nn.Module]) -> Generator[None]:
+def kept_state(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
     """Let the slots of `modules` hold afterwards what they hold now; tensors are not copied."""
-    now = [(slots, _copied(slots)) for slots in _slots_of(modules)]
+    return _kept(_slots_of(modules))
+
+
+@contextmanager
+def _kept(holders: Iterable[Slots]) -> Generator[None]:
+    now = [(slots, _copied(slots)) for slots in holders]
     try:
         yield
     finally:

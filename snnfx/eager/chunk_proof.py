@@ -77,13 +77,12 @@ def run_key(
     module: nn.Module, sequences: Sequence[Tensor], others: Sequence[Any], sizes: Sequence[int]
 ) -> Hashable:
     """What a proof depends on: two runs with the same key need one proof."""
-    states = [v for m in module.modules() for v in getattr(m, "_memories", {}).values()]
     modes = tuple(m.training for m in module.modules())
     autocast = tuple(
         (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
         for kind in dict.fromkeys((sequences[0].device.type, "cpu"))
     )
-    values = (*sequences, *others, *states)
+    values = (*sequences, *others, *_states(module))
     return (tuple(sizes), modes, autocast, tuple(_kind(value) for value in values))
 
 
@@ -108,12 +107,12 @@ class _Runner:
             for tensor in self._known(others):
                 recorder.name(tensor, self._names[id(tensor)][1])
             given = tuple(recorder.results(x)[0] for x in sequences)
-            states_in = tuple(_node(recorder, value) for value in self._states())
+            states_in = tuple(_node(recorder, value) for value in _states(self._twin))
         with recorder:
             result = self._forward(*sequences, *others)
         with recorder.pause():
             outputs = recorder.results(result)
-            states_out = tuple(_node(recorder, value) for value in self._states())
+            states_out = tuple(_node(recorder, value) for value in _states(self._twin))
         recorder.forward.output(outputs)
         placeholders = recorder.forward.find_nodes(op="placeholder")
         constants = {n: n.meta[NAME_KEY] for n in placeholders if NAME_KEY in n.meta}
@@ -127,8 +126,10 @@ class _Runner:
         found = [*_held(self._twin), *tensors_in(tuple(others))]
         return [tensor for tensor in found if id(tensor) in self._names]
 
-    def _states(self) -> list[Any]:
-        return [v for m in self._twin.modules() for v in getattr(m, "_memories", {}).values()]
+
+def _states(module: nn.Module) -> list[Any]:
+    """The state variables in a tree of modules of any framework that keeps them as we do."""
+    return [v for m in module.modules() for v in getattr(m, "_memories", {}).values()]
 
 
 def _node(recorder: Recorder, value: Any) -> Any:
