@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from snnfx.checkpointing import chunk_sizes
 from snnfx.eager.chunk_proof import prove_chunks_of_call
 from snnfx.eager.replay import Prediction, predict
 from snnfx.eager.trace import EagerStep, record_step
-from snnfx.errors import CaptureError, SnnfxWarning
+from snnfx.errors import CaptureError
 from snnfx.memopt.containers import Installed, Wrap, Wraps
 from snnfx.memopt.facts import StepFacts
 from snnfx.memopt.options import MemOptOptions
@@ -60,6 +59,9 @@ class Levels:
         facts: of its recorded step.
         options: of the run.
         wrap_of: the container for the module at a path.
+
+    Attributes:
+        complaints: what the user is to be warned of.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Levels:
         self._limits = Limits(options.max_split_rounds, options.max_candidates_per_round)
         self._graph_splits = graph_splits(facts)
         self._declared: dict[str, Sequence[Split]] = {}
+        self.complaints: list[str] = []
 
     def apply(self, level: int, wraps: Wraps) -> SearchResult:
         """What a level makes of the containers of the level below."""
@@ -93,6 +96,8 @@ class Levels:
     def _split_along_space(self, wraps: Wraps) -> SearchResult:
         """Level 2; nothing, if the model does not run with containers at those places."""
         found = split_along_space(self._facts, wraps, self._splits, self._make, self._limits)
+        if not found.changes:
+            return found
         try:
             self._measure(found.wraps)
         except CaptureError as error:
@@ -116,16 +121,14 @@ class Levels:
     def _declared_splits(
         self, path: str, module: nn.Module, declared: Iterable[nn.Module]
     ) -> Sequence[Split]:
-        """The split into the declared modules; none, with a warning, if some are not its own."""
+        """The split into the declared modules; none, with a complaint, if some are not its own."""
         names = {id(child): name for name, child in module.named_modules() if name}
         parts = [names.get(id(part)) for part in declared]
         paths = tuple(f"{path}.{part}" for part in parts if part is not None)
         if len(paths) < len(parts):
-            warnings.warn(
+            self.complaints.append(
                 f"snnfx: '{path}' is not split, since its __spatial_split__ returns modules that "
-                "are not registered inside of it",
-                SnnfxWarning,
-                stacklevel=10,
+                "are not registered inside of it"
             )
             return ()
         known = self._facts.modules

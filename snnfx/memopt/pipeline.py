@@ -253,6 +253,8 @@ class _Optimization:
             result = levels.apply(level, wraps)
             self._note(level, name, result, summary)
             wraps = result.wraps
+            while levels.complaints:
+                warnings.warn(levels.complaints.pop(0), SnnfxWarning, stacklevel=4)
         return wraps
 
     def _note(self, level: int, name: str, result: SearchResult, summary: MemOptSummary) -> None:

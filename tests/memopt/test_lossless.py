@@ -129,7 +129,9 @@ def test_levels_are_lossless(name: str, level: int, expected: Callable[[str], Re
 
 
 @pytest.mark.parametrize("profile", ["safe", "balanced", "memory", "exhaustive"])
-@pytest.mark.parametrize("name", ["vgg", "chunks", "jelly_layers"])
+@pytest.mark.parametrize(
+    "name", ["vgg", "sew", "spikformer", "chunks", "jelly_vgg", "jelly_layers"]
+)
 def test_profiles_are_lossless(name: str, profile: str, expected: Callable[[str], Results]) -> None:
     assert assert_lossless(name, expected, profile=profile).gc_wrap_count
 
