@@ -17,12 +17,16 @@
 - `peek_interpreter_stack`: whether a transform of `torch.func` is active has no public question.
 - `pytree`: arguments of a model as the tracer takes them apart.
 - `TorchDispatchMode`: sees each operator of an eager step, after autograd has taken it apart.
+- `_current_graph_task_id` and `_execution_engine.queue_callback`: whether autograd is running a
+  backward, and when it ends.
+- `_DisableTorchDispatch`: looks at values while modes are active, without their seeing it.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -50,17 +54,20 @@ __all__ = [
     "TorchDispatchMode",
     "TorchDynamoException",
     "aot_autograd",
+    "at_end_of_backward",
     "boxed",
     "compile_with_inductor",
     "convolution_backend",
     "default_partition",
     "detect_fake_mode",
     "extract_forward_backward",
+    "in_backward",
     "in_transform",
     "lazy_module",
     "min_cut_rematerialization_partition",
     "mutated_inputs",
     "pytree",
+    "without_dispatch",
 ]
 
 
@@ -152,3 +159,19 @@ def in_transform() -> bool:
     """Whether a transform of `torch.func` (grad, vmap, ...) is running."""
     innermost: Any = peek_interpreter_stack()  # typed as if it were never None
     return innermost is not None
+
+
+def without_dispatch() -> AbstractContextManager[object]:
+    """No mode of `__torch_dispatch__`, and no tensor subclass, sees what runs inside."""
+    return torch._C._DisableTorchDispatch()
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward in this thread."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def at_end_of_backward(callback: Callable[[], None]) -> None:
+    """Have autograd call back once the backward that is running has ended."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.queue_callback(callback)

@@ -47,6 +47,10 @@ class RuleError(SnnfxError, KeyError):
     """An operator has no rule in a table that requires one, or two rules collide."""
 
 
+class UncountedError(SnnfxError, NotImplementedError):
+    """A counter in strict mode, or an energy model, met what it has no rule for."""
+
+
 class RewriteError(SnnfxError, RuntimeError):
     """A graph rewrite broke an invariant that the pipeline checks."""
 

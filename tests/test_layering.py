@@ -47,7 +47,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "snnfx.eager",
     ),
     "snnfx.memopt": (*BUILD, "snnfx.compressors", "snnfx.checkpointing", "snnfx.eager"),
-    "snnfx.op_counter": (*GRAPH, "snnfx.passes.analysis", "snnfx.passes.cost", "snnfx.capture"),
+    "snnfx.op_counter": (
+        *GRAPH,
+        "snnfx.passes.analysis",
+        "snnfx.passes.cost",
+        "snnfx.base",
+        "snnfx.neurons",
+        "snnfx.module_state",
+        "snnfx.capture",
+        "snnfx.eager",
+    ),
     **dict.fromkeys(FRONT, EVERYTHING),
 }
 """The layer of a file is the longest key that its name starts with."""
