@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import norse.torch as norse
 import snntorch
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,10 @@ from tests.framework_stubs import stand_in_for_torchvision
 from tests.models import NETS as OUR_NETS
 
 stand_in_for_torchvision()
+
+with warnings.catch_warnings():  # of torch.jit, while it is imported
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import norse.torch as norse
 
 from spikingjelly.activation_based.model.qkformer import QKFormer  # noqa: E402
 from spikingjelly.activation_based.model.sew_resnet import BasicBlock, SEWResNet  # noqa: E402
