@@ -7,16 +7,16 @@ those of SpikingJelly 2.0 for every operator that it has a rule for, but for the
 Corrections
 -----------
 
-- `convolution_backward`, grouped: weight gradient times `groups`; here as many products as the
-  forward: each weight belongs to one group: `convolution_backward_flops`.
-- `native_batch_norm_backward`, no weight: an error; here ``10 n - c``: `flop_rules_norm`.
-- `native_batch_norm_backward`, no weight, running statistics: an error; here ``n``: a factor less.
-- `max_pool2d_with_indices`, `avg_pool2d`, kernel of one number: an error, or k for k * k; here k *
-  k positions: ATen takes one number for both dimensions.
-- `add.Scalar`, `sub.Scalar`, `rsub.Scalar`, factor given by its position: ignored; here counted:
-  the factor is no keyword there.
-- `rsub`, a factor: scales the other operand; here scales the first: ``rsub(x, y) = y - alpha x``.
-- `sum` and others of nothing, gradient of a bias of an empty batch: ``-m``; here 0: no additions.
+- `convolution_backward`, grouped: the weight gradient takes as many products as the forward, as
+  each weight belongs to one group; it was `groups` times as much: `convolution_backward_flops`.
+- `native_batch_norm_backward` without a weight: ``10 n - c``, or n with running statistics; it was
+  an error: `flop_rules_norm`.
+- `max_pool2d_with_indices`, `avg_pool2d` with a kernel of one number: k * k positions, as ATen takes
+  it for both dimensions; it was an error, or k in a list of one.
+- `add.Scalar`, `sub.Scalar`, `rsub.Scalar` with a factor, which is given by its position: it is a
+  product; it was ignored.
+- `rsub` with a factor: ``rsub(x, y) = y - alpha x`` scales x; elements of y were counted.
+- `sum` of nothing to m zeros, the gradient of a bias of an empty batch: no additions; it was -m.
 """
 
 from __future__ import annotations

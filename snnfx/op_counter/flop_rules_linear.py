@@ -79,7 +79,8 @@ def convolution_flops(args: Args, kwargs: Kwargs, out: Tensor) -> int:
 @FLOPS.rule(
     *packets(
         names("""cudnn_convolution mkldnn_convolution miopen_convolution
-        miopen_depthwise_convolution _slow_conv2d_forward slow_conv3d_forward _conv_depthwise2d conv_depthwise3d
+        miopen_depthwise_convolution _slow_conv2d_forward slow_conv3d_forward
+        _conv_depthwise2d conv_depthwise3d
         slow_conv_dilated2d slow_conv_dilated3d""")
     )
 )

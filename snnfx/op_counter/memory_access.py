@@ -8,17 +8,15 @@ device. The table of rules is `snnfx.op_counter.byte_rules.BYTES`. Values are th
 Corrections
 -----------
 
-- `max_pool2d_with_indices_backward`: reads the input; here reads the indices: the second operand,
-  taken for the indices, is the input: `max_pool_backward_bytes`.
-- `native_batch_norm`, training: running statistics are read; here and written: they change in
-  place, as operands of ``add_`` do.
-- `native_batch_norm_backward`: writes nothing; here writes the gradients: they are results.
-- `native_batch_norm_backward`, running statistics: reads saved ones, which are empty; here reads
-  the running ones: that is what it computes with.
-- fused attention: the output is written; here and the row sums of softmax: the backward reads
-  them.
-- fused attention, backward: reads gradient, q, k, v, mask; here and output and row sums: they are
-  operands of the kernel.
+- `max_pool2d_with_indices_backward` reads the indices, and not the input, whose place among the
+  operands was taken for theirs: `max_pool_backward_bytes`.
+- `native_batch_norm`, training, writes the running statistics as well as it reads them: they change
+  in place, as what ``add_`` changes does.
+- `native_batch_norm_backward` writes the gradients that it is asked for, which were left out. With
+  running statistics it reads these, and not the saved ones, which are empty then.
+- Fused attention writes the row sums of its softmax besides its output; its backward reads them and
+  the output besides the gradient, q, k, v and the mask: they are operands of the kernel.
+- `logical_not` reads one operand; it was an error.
 """
 
 from __future__ import annotations
