@@ -126,7 +126,7 @@ LAYERS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     ),
     "losses": (
         lambda x, y: F.mse_loss(x, y) + F.smooth_l1_loss(x, y) + F.huber_loss(x, y)
-        + F.l1_loss(x, y) + F.binary_cross_entropy(x, y) + F.kl_div(x, y)
+        + F.l1_loss(x, y) + F.binary_cross_entropy(x, y) + F.kl_div(x, y, reduction="sum")
         + F.binary_cross_entropy_with_logits(x, y) + F.cross_entropy(x, y),
         (torch.rand(3, 4), torch.rand(3, 4)),
     ),
@@ -150,7 +150,7 @@ def test_no_operator_of_a_layer_is_unknown(name: str) -> None:
         layer(*(x.detach() for x in inputs))
 
 
-@pytest.mark.parametrize("name", ["spikingjelly_vgg", "spikingjelly_spikformer", "ours_vgg"])
+@pytest.mark.parametrize("name", ["ours_vgg", "ours_spikformer", "snntorch"])
 def test_inference_mode_counts_as_much_as_no_grad(name: str) -> None:
     net = build(name)
     totals: list[int] = []
@@ -188,7 +188,9 @@ def test_extra_rules_win_and_ignored_modules_count_nothing() -> None:
     with DispatchCounterMode([counter], strict=True):
         model(x)
     assert counter.get_total() == 1000
-    assert counter.records["Global"] == {aten.relu.default: 1000}
+    assert {func for func, count in counter.records["Global"].items() if count} == {
+        aten.relu.default
+    }
 
 
 def test_counters_do_not_share_their_rules() -> None:
