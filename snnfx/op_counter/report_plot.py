@@ -113,6 +113,7 @@ def _draw(panels: Sequence[tuple[str, Bars]], path: str | PathLike[str], text: A
         axes.set_visible(False)
     for axes, (title, bars) in zip(all_axes, drawn, strict=False):
         _draw_bars(axes, title, bars, text)
+        axes.set_ylim(max(len(bars) for _, bars in drawn) - 0.4, -0.6)
     names = {name for _, bars in drawn for series in bars.values() for name in series}
     if len(names) > 1:
         figure.legend(*_legend(names), loc="outside lower center", ncols=len(names), frameon=False)
@@ -130,7 +131,6 @@ def _draw_bars(axes: Any, title: str, bars: Bars, text: Any) -> None:
         axes.annotate(text(left), (left, place), xytext=(3, 0), textcoords="offset points",
                       va="center", fontsize=7)  # fmt: skip
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
-    axes.invert_yaxis()
     axes.set_xlim(0, 1.25 * longest)
     axes.set_xticks([])
     axes.set_title(title, fontsize=9)

@@ -33,10 +33,10 @@ def report_table(report: CountReport, depth: int | None = 3, title: str | None =
     table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("module", no_wrap=True)
     for name in ("operators", *(TITLES[quantity] for quantity in quantities)):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     rates = [tensor.rate for tensor in report.spike_tensors if not is_number(tensor.rate)]
     if report.spike_tensors:
-        table.add_column("firing rate", justify="right")
+        table.add_column("rate", justify="right", no_wrap=True)
     for row in module_rows(report, depth):
         cells = [_calls(row)]
         cells += [_cell(row, quantity, rates) for quantity in quantities]
