@@ -68,11 +68,55 @@ _SHARED: tuple[Any, ...] = (
     click.option("--quiet", "-q", is_flag=True, help="No progress and no warnings."),
 )  # fmt: skip
 
+_COUNTED: tuple[Any, ...] = (
+    click.argument("target", metavar="MODULE:FUNCTION"),
+    click.option("--train", is_flag=True,
+                 help="Count a forward and a backward in training mode, instead of one forward in "
+                      "evaluation mode."),
+    click.option("--rates", type=_Rates(), metavar="measured|RATE",
+                 help="Firing rates: of one run, or one for all spikes; else they are symbols."),
+    click.option("--batch", type=click.IntRange(1), metavar="N",
+                 help="Batch; default: FUNCTION's."),
+    click.option("--batch-dim", type=click.IntRange(0), metavar="D",
+                 help="Which dimension of the inputs is the batch."),
+    click.option("--time-dim", type=click.IntRange(0), metavar="D",
+                 help="Which dimension of the inputs is time, for --symbolic."),
+    click.option("--symbolic", is_flag=True,
+                 help="Print formulas in T and N, for --time-dim and --batch-dim, and in rates."),
+    click.option("--energy", type=click.Choice(("compute", "neuromc", "spikesim")),
+                 help="Estimate the energy, too. neuromc and spikesim run the model once."),
+    click.option("--precision", type=click.Choice(("fp32", "fp16", "int8")),
+                 help="Of the arithmetic of --energy compute.  [default: fp32]"),
+    click.option("--optimizer", type=click.Choice(get_args(Optimizer)),
+                 help="Whose step --energy neuromc --train holds.  [default: none]"),
+    click.option("--real", is_flag=True,
+                 help="Call FUNCTION with real tensors, for one that reads their values; implied "
+                      "where the model is run."),
+    click.option("--depth", type=click.IntRange(0), default=3, show_default=True, metavar="D",
+                 help="Modules in the table, down to that depth."),
+    click.option("--json", "json_path", type=_FILE, metavar="FILE",
+                 help="Write all figures there; - prints them instead of the text."),
+    click.option("--csv", "csv_path", type=_FILE, metavar="FILE",
+                 help="Write a line for each module, stage and operator."),
+    click.option("--plot", type=_FILE, metavar="FILE",
+                 help="Draw counts, or with --energy the energy: .png, .svg or .pdf."),
+    click.option("--roofline", type=_FILE, metavar="FILE", help="Draw layers on a roofline."),
+    click.option("--device", default="cpu", show_default=True, metavar="NAME",
+                 help="Whose roofline."),
+    click.option("--strict", is_flag=True, help="An operator without a rule is an error."),
+    click.option("--quiet", "-q", is_flag=True, help="No progress and no warnings."),
+)  # fmt: skip
 
-def _shared(function: F) -> F:
-    for decorate in reversed(_SHARED):
-        function = decorate(function)
-    return function
+
+def _with(options: tuple[Any, ...]) -> Callable[[F], F]:
+    """A decorator that gives a command these arguments and options."""
+
+    def decorated(function: F) -> F:
+        for decorate in reversed(options):
+            function = decorate(function)
+        return function
+
+    return decorated
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -86,7 +130,7 @@ def main() -> None:
 
 
 @main.command()
-@_shared
+@_with(_SHARED)
 @click.option("--batch", type=click.IntRange(1), metavar="N", help="Batch; default: FUNCTION's.")
 @click.option("--level", type=click.IntRange(0, MAX_LEVEL), default=MAX_LEVEL, show_default=True)
 @click.option("--budget", type=_Size(), metavar="SIZE", help="Activation memory, such as 16GiB.")
@@ -112,7 +156,7 @@ def plan(
 
 
 @main.command()
-@_shared
+@_with(_SHARED)
 @click.option("--memory", type=_Size(), required=True, metavar="SIZE",
               help="Memory of the device, such as 80GiB.")  # fmt: skip
 @click.option("--optimizer", type=click.Choice(get_args(Optimizer)), default="adam",
@@ -140,40 +184,7 @@ def fit(
 
 
 @main.command()
-@click.argument("target", metavar="MODULE:FUNCTION")
-@click.option("--train", is_flag=True,
-              help="Count a forward and a backward in training mode, instead of one forward in "
-                   "evaluation mode.")  # fmt: skip
-@click.option("--rates", type=_Rates(), metavar="measured|RATE",
-              help="Firing rates: of one run, or this one for all spikes; else they are symbols.")  # fmt: skip
-@click.option("--batch", type=click.IntRange(1), metavar="N", help="Batch; default: FUNCTION's.")
-@click.option("--batch-dim", type=click.IntRange(0), metavar="D",
-              help="Which dimension of the inputs is the batch.")  # fmt: skip
-@click.option("--time-dim", type=click.IntRange(0), metavar="D",
-              help="Which dimension of the inputs is time, for --symbolic.")  # fmt: skip
-@click.option("--symbolic", is_flag=True,
-              help="Print formulas in T and N, for --time-dim and --batch-dim, and in rates.")  # fmt: skip
-@click.option("--energy", type=click.Choice(("compute", "neuromc", "spikesim")),
-              help="Estimate the energy, too. neuromc and spikesim run the model once.")  # fmt: skip
-@click.option("--precision", type=click.Choice(("fp32", "fp16", "int8")),
-              help="Of the arithmetic of --energy compute.  [default: fp32]")  # fmt: skip
-@click.option("--optimizer", type=click.Choice(get_args(Optimizer)),
-              help="Whose step --energy neuromc --train holds.  [default: none]")  # fmt: skip
-@click.option("--real", is_flag=True,
-              help="Call FUNCTION with real tensors, for one that reads their values; implied "
-                   "where the model is run.")  # fmt: skip
-@click.option("--depth", type=click.IntRange(0), default=3, show_default=True, metavar="D",
-              help="Modules in the table, down to that depth.")  # fmt: skip
-@click.option("--json", "json_path", type=_FILE, metavar="FILE",
-              help="Write all figures there; - prints them instead of the text.")  # fmt: skip
-@click.option("--csv", "csv_path", type=_FILE, metavar="FILE",
-              help="Write a line for each module, stage and operator.")  # fmt: skip
-@click.option("--plot", type=_FILE, metavar="FILE",
-              help="Draw counts, or with --energy the energy: .png, .svg or .pdf.")  # fmt: skip
-@click.option("--roofline", type=_FILE, metavar="FILE", help="Draw layers on a roofline.")
-@click.option("--device", default="cpu", show_default=True, metavar="NAME", help="Whose roofline.")
-@click.option("--strict", is_flag=True, help="An operator without a rule is an error.")
-@click.option("--quiet", "-q", is_flag=True, help="No progress and no warnings.")
+@_with(_COUNTED)
 def count(**options: Any) -> None:
     """Print what the model that MODULE:FUNCTION returns computes: FLOPs, bytes, MACs, ACs, SynOps.
 
