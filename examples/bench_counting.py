@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 import counting_peers as peers
 from counting_peers import COUNTERS, Counts, Net, PeerMissingError
@@ -117,8 +118,18 @@ class Comparison:
 
 
 def prepared(model: str, sizes: dict[str, Any]) -> Net:
-    """A network of `models.REGISTRY` in evaluation mode."""
+    """A network of `models.REGISTRY` in evaluation mode, whose neurons fire.
+
+    Batch norm takes the statistics of one forward in training mode; with those that it starts with,
+    evaluation would be silent from the second layer on.
+    """
     workload = build(model, **sizes)
+    for module in workload.model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    workload.before_step()
+    with torch.no_grad():
+        workload.model(*workload.inputs)
     return Net(workload.model.eval(), workload.inputs, workload.before_step)
 
 
@@ -199,8 +210,9 @@ def promises(found: Comparison) -> list[tuple[str, bool, bool]]:
     """What is promised: the text with its figures, whether it holds, whether it is about time."""
     results = found.results
     ours, measured = results["dispatch"].counts, results["measured"].counts
-    assert ours is not None and measured is not None  # they are part of snnfx
     texts: list[tuple[str, bool, bool]] = []
+    if ours is None or measured is None:
+        return texts
     for quantity in COUNTERS:
         same = ours.operators[quantity] == measured.operators[quantity]
         texts.append((f"{quantity}: the graph counts what the run counts", same, False))
