@@ -63,9 +63,9 @@ METHODS: dict[str, Callable[[Net], Counts]] = {
 WHY = {
     "syops": (
         "counts calls of modules by a formula, a spiking input as its rate times the dense count, "
-        "so padding counts as input; adds the bias, batch norm, pooling (elements of the input) and "
-        "one AC for each input of a neuron that it knows; knows modules by their exact type, so "
-        "layers of SpikingJelly and neurons of snnfx are none; sees no functions and no attention"
+        "so padding counts as input; adds the bias, batch norm, pooling (elements of its input) "
+        "and one AC for each input of a neuron that it knows; knows modules by their exact type, "
+        "so layers of SpikingJelly and neurons of snnfx are none; sees no functions, no attention"
     ),
     "neurobench": (
         "counts the products with a nonzero weight and input in convolutions and linear layers "

@@ -143,14 +143,15 @@ def _check(call: CountCall) -> None:
 
 def _counted(call: CountCall, built: Built) -> CountReport:
     dims = {"time_dim": call.time_dim, "batch_dim": call.batch_dim}
-    return count(
-        built.model,
-        built.inputs,
-        train=call.train,
-        rates=call.rates,
-        strict=call.strict,
-        **dims if call.symbolic else {},
-    )
+    with torch.set_grad_enabled(call.train):
+        return count(
+            built.model,
+            built.inputs,
+            train=call.train,
+            rates=call.rates,
+            strict=call.strict,
+            **dims if call.symbolic else {},
+        )
 
 
 def _formulas(report: CountReport) -> Mapping[str, Any]:
