@@ -116,12 +116,17 @@ def _walk(
 
 def _row(collected: _Collected, scope: str, parent: str | None, depth: int) -> ModuleRow:
     entries = {stage: collected.entries.get((scope, stage), ()) for stage in collected.stages}
+    calls: dict[Stage, int] = {}
+    counts: dict[Stage, Mapping[str, Count]] = {}
+    for stage, found in entries.items():
+        calls[stage] = sum(entry.calls for entry in found)
+        counts[stage] = _sums(found, collected.quantities)
     return ModuleRow(
         scope,
         scope if parent is None else scope.removeprefix(f"{parent}."),
         depth,
-        {stage: sum(entry.calls for entry in found) for stage, found in entries.items()},
-        {stage: _sums(found, collected.quantities) for stage, found in entries.items()},
+        calls,
+        counts,
         _rate([tensor for tensor in collected.tensors if _is_inside(tensor.name, scope)]),
     )
 
