@@ -18,7 +18,7 @@ def test_defaults_are_the_documented_ones() -> None:
     ours, theirs = SpikeSimEnergyConfig(), peer.SpikeSimEnergyConfig()
     assert [field.name for field in fields(ours)] == [field.name for field in fields(theirs)]
     assert vars(ours) == vars(theirs)
-    assert vars(ours).items() >= dict(xbar_size=64, htree_pj=157.12, neuron_pj=5.096).items()
+    assert vars(ours).items() >= {"xbar_size": 64, "htree_pj": 157.12, "neuron_pj": 5.096}.items()
 
 
 def test_a_copy_does_not_change_with_the_original() -> None:
