@@ -5,6 +5,10 @@
 What a MAC and an AC cost is Horowitz's table for 45 nm; a MAC is a multiplication and an addition,
 an AC an addition. Memory, control, and the states of neurons at rest cost nothing in this model: it
 compares networks, it does not predict what a chip draws.
+
+SpikingJelly 2.0's SimpleEnergy is this plus memory. Its ACs are more than ours by one for each
+spike that enters a weighted layer: it finds their number with a sum that runs inside its own mode,
+and counts it.
 """
 
 from __future__ import annotations
