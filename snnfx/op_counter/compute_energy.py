@@ -6,9 +6,9 @@ What a MAC and an AC cost is Horowitz's table for 45 nm; a MAC is a multiplicati
 an AC an addition. Memory, control, and the states of neurons at rest cost nothing in this model: it
 compares networks, it does not predict what a chip draws.
 
-SpikingJelly 2.0's SimpleEnergy is this plus memory. Its ACs are more than ours by one for each
-spike that enters a weighted layer: it finds their number with a sum that runs inside its own mode,
-and counts it.
+SpikingJelly 2.0's SimpleEnergy is this plus memory. Its ACs are more than ours: to count memory it
+adds up one number for each site of a convolution over spikes, and these additions, which run inside
+its own mode, are counted with the model's.
 """
 
 from __future__ import annotations
