@@ -7,15 +7,55 @@ from snnfx.op_counter.base import (
     FunctionCounterMode,
     is_binary_tensor,
 )
+from snnfx.op_counter.compute_energy import (
+    ComputeEnergyConfig,
+    ComputeEnergyCostConfig,
+    ComputeEnergyProfiler,
+    ComputeEnergyReport,
+    compute_energy_of,
+    estimate_compute_energy,
+)
 from snnfx.op_counter.flop import FlopCounter
 from snnfx.op_counter.memory_access import MemoryAccessCounter
+from snnfx.op_counter.neuromc import (
+    MemoryHierarchyConfig,
+    NeuroMCEnergyProfiler,
+    NeuroMCRuntimeEnergyReport,
+    estimate_neuromc_runtime_energy,
+)
+from snnfx.op_counter.spikesim import (
+    SpikeSimCounter,
+    SpikeSimEnergyConfig,
+    SpikeSimEnergyProfiler,
+    SpikeSimEnergyReport,
+    SpikeSimEventEnergyProfiler,
+    SpikeSimEventEnergyReport,
+    estimate_spikesim_event_energy,
+)
 
 __all__ = [
     "ActiveModuleTracker",
     "BaseCounter",
+    "ComputeEnergyConfig",
+    "ComputeEnergyCostConfig",
+    "ComputeEnergyProfiler",
+    "ComputeEnergyReport",
     "DispatchCounterMode",
     "FlopCounter",
     "FunctionCounterMode",
     "MemoryAccessCounter",
+    "MemoryHierarchyConfig",
+    "NeuroMCEnergyProfiler",
+    "NeuroMCRuntimeEnergyReport",
+    "SpikeSimCounter",
+    "SpikeSimEnergyConfig",
+    "SpikeSimEnergyProfiler",
+    "SpikeSimEnergyReport",
+    "SpikeSimEventEnergyProfiler",
+    "SpikeSimEventEnergyReport",
+    "compute_energy_of",
+    "estimate_compute_energy",
+    "estimate_neuromc_runtime_energy",
+    "estimate_spikesim_event_energy",
     "is_binary_tensor",
 ]
