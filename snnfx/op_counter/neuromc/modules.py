@@ -42,26 +42,26 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Backward:
-    """One backward of a layer.
+class LayerCall:
+    """One call of a layer. Gradients have the shapes of what they are gradients of.
 
     Attributes:
-        stage: in which it runs.
         module: the layer.
-        spikes: whether the input of its forward was spikes.
-        grad_input: gradient of that input, if it was computed.
-        grad_output: gradient of the output.
+        input_shape: of its first input.
+        output_shape: of its first output.
+        spikes: whether the input is spikes.
+        back_to_input: whether its backward computes the gradient of the input.
     """
 
-    stage: Stage
     module: nn.Module
+    input_shape: torch.Size
+    output_shape: torch.Size
     spikes: bool
-    grad_input: Tensor | None
-    grad_output: Tensor
+    back_to_input: bool
 
 
-ForwardRule = Callable[[Stage, nn.Module, Tensor, Tensor, bool], list[Piece]]
-BackwardRule = Callable[[Backward], list[Piece]]
+LayerRule = Callable[[Stage, LayerCall], list[Piece]]
+"""The pieces of a call, or of its backward."""
 
 
 def is_spikes(value: Tensor) -> bool:
@@ -72,33 +72,24 @@ def is_spikes(value: Tensor) -> bool:
         return value.numel() > 0 and is_binary_tensor(value)
 
 
-def first_tensor(values: Any) -> Tensor | None:
-    """The first tensor of a value, or of a flat tuple or list of values."""
-    candidates: Iterable[Any] = values if isinstance(values, tuple | list) else (values,)
-    return next((value for value in candidates if isinstance(value, Tensor)), None)
-
-
-def steps_of(module: nn.Module | None, value: Tensor) -> int:
-    """T of a tensor that a layer takes or returns; 1 if it takes one step at a time."""
+def steps_of(module: nn.Module, shape: torch.Size) -> int:
+    """T of what a layer takes or returns; 1 if it takes one step at a time."""
     multi_step = getattr(module, "step_mode", "s") == "m"
-    return int(value.shape[0]) if multi_step and value.dim() > 0 else 1
+    return shape[0] if multi_step and len(shape) > 0 else 1
 
 
-def weighted_loops(module: nn.Module, output: Tensor) -> Loops:
-    """The loops of a convolution or linear layer with an output like `output`.
+def weighted_loops(call: LayerCall) -> Loops:
+    """The loops of a convolution or linear layer.
 
     The batch is what is left of the output's elements: any number of leading dimensions, as in
     ``[N, L, C]`` of a linear layer, counts. (SpikingJelly 2.0.0 takes N alone there, and leaves
     out the L products.)
     """
-    steps = steps_of(module, output)
-    if isinstance(module, nn.Linear):
-        shape = _Shape(module.in_features, module.out_features, (1, 1), (1, 1), 1)
-    else:
-        shape = _shape_of_convolution(module, output)
+    steps = steps_of(call.module, call.output_shape)
+    shape = _sizes_of(call.module, call.output_shape)
     places = steps * shape.channels_out * prod(shape.places)
     return Loops(
-        batch=output.numel() // places if places else 0,
+        batch=prod(call.output_shape) // places if places else 0,
         steps=steps,
         channels_in=shape.channels_in // shape.groups,
         channels_out=shape.channels_out // shape.groups,
@@ -119,12 +110,13 @@ class _Shape:
     groups: int
 
 
-def _shape_of_convolution(module: Any, output: Tensor) -> _Shape:
-    dims = len(module.kernel_size)
+def _sizes_of(module: Any, output_shape: torch.Size) -> _Shape:
+    if isinstance(module, nn.Linear):
+        return _Shape(module.in_features, module.out_features, (1, 1), (1, 1), 1)
     return _Shape(
         module.in_channels,
         module.out_channels,
-        plane(output.shape[-dims:]),
+        plane(output_shape[-len(module.kernel_size) :]),
         plane(module.kernel_size),
         module.groups,
     )
@@ -136,10 +128,12 @@ def plane(sizes: Iterable[int]) -> tuple[int, int]:
     return rows, columns
 
 
-def map_loops(module: nn.Module | None, value: Tensor) -> Loops:
-    """The loops over all elements of a tensor, channels apart: of somas and normalisation."""
-    steps = steps_of(module, value)
-    shape = tuple(value.shape)[1:] if getattr(module, "step_mode", "s") == "m" else value.shape
+def map_loops(module: nn.Module | None, shape: torch.Size) -> Loops:
+    """The loops over all elements, channels apart: of somas and normalisation."""
+    if module is not None and getattr(module, "step_mode", "s") == "m" and len(shape) > 0:
+        steps, shape = shape[0], shape[1:]
+    else:
+        steps = 1
     batch, channels, places = _split(shape)
     return Loops(batch=batch, steps=steps, channels_in=channels, channels_out=channels, rows=places)
 
@@ -150,22 +144,11 @@ def _split(shape: Sequence[int]) -> tuple[int, int, int]:
     return int(batch), int(channels), prod(places)
 
 
-def weighted_forward(
-    stage: Stage, module: nn.Module, inputs: Tensor, output: Tensor, spikes: bool
-) -> list[Piece]:
+def weighted_forward(stage: Stage, call: LayerCall) -> list[Piece]:
     """The products of a convolution or a linear layer."""
-    del inputs
-    weight: Any = module.weight
-    return [
-        forward_products(
-            stage,
-            f"{_kind(module)}.forward",
-            spikes,
-            weighted_loops(module, output),
-            weight.numel(),
-            output.numel(),
-        )
-    ]
+    weight: Any = call.module.weight
+    name, sizes = f"{_kind(call.module)}.forward", (weight.numel(), prod(call.output_shape))
+    return [forward_products(stage, name, call.spikes, weighted_loops(call), *sizes)]
 
 
 def forward_products(
@@ -187,38 +170,36 @@ def forward_products(
     )
 
 
-def norm_forward(
-    stage: Stage, module: nn.Module | None, inputs: Tensor, output: Tensor, spikes: bool
-) -> list[Piece]:
+def norm_forward(stage: Stage, call: LayerCall) -> list[Piece]:
     """Statistics and normalisation of a batch."""
-    del output
-    core = costs.NORM_FORWARD[spikes]
-    return [_map(stage, "forward", "bn.forward", core, "with_bn", map_loops(module, inputs))]
+    return [normalisation(stage, call.module, call.input_shape, call.spikes)]
 
 
-def soma_forward(
-    stage: Stage, module: nn.Module, inputs: Tensor, output: Tensor, spikes: bool
-) -> list[Piece]:
+def normalisation(stage: Stage, module: nn.Module | None, shape: torch.Size, spikes: bool) -> Piece:
+    """Statistics and normalisation of a batch of some shape."""
+    core, loops = costs.NORM_FORWARD[spikes], map_loops(module, shape)
+    return _map(stage, "forward", "bn.forward", core, "with_bn", loops)
+
+
+def soma_forward(stage: Stage, call: LayerCall) -> list[Piece]:
     """Charge, fire and reset of a population."""
-    del inputs, spikes
-    loops, bits = map_loops(module, output), Bits(output=1)
+    loops, bits = map_loops(call.module, call.output_shape), Bits(output=1)
     return [_map(stage, "forward", "soma.forward", "fp_soma", "with_sg", loops, bits)]
 
 
-def weighted_backward(call: Backward) -> list[Piece]:
+def weighted_backward(stage: Stage, call: LayerCall) -> list[Piece]:
     """The products for the gradients of the input and of the weight, where they are computed."""
     weight: Any = call.module.weight
-    loops = weighted_loops(call.module, call.grad_output)
-    kind, spikes = _kind(call.module), call.spikes
+    loops, kind = weighted_loops(call), _kind(call.module)
     pieces: list[Piece] = []
-    if call.grad_input is not None:
-        name, core = f"{kind}.backward.grad_input", costs.INPUT_GRADIENT[spikes]
-        sizes = weight.numel(), call.grad_input.numel()
-        pieces.append(backward_products(call.stage, name, core, loops, *sizes))
+    if call.back_to_input:
+        name, core = f"{kind}.backward.grad_input", costs.INPUT_GRADIENT[call.spikes]
+        sizes = weight.numel(), prod(call.input_shape)
+        pieces.append(backward_products(stage, name, core, loops, *sizes))
     if weight.requires_grad:
-        name, core = f"{kind}.backward.grad_weight", costs.WEIGHT_GRADIENT[spikes]
-        sizes = call.grad_output.numel(), weight.numel()
-        pieces.append(backward_products(call.stage, name, core, loops, *sizes))
+        name, core = f"{kind}.backward.grad_weight", costs.WEIGHT_GRADIENT[call.spikes]
+        sizes = prod(call.output_shape), weight.numel()
+        pieces.append(backward_products(stage, name, core, loops, *sizes))
     return pieces
 
 
@@ -240,22 +221,24 @@ def backward_products(
     )
 
 
-def norm_backward(call: Backward) -> list[Piece]:
+def norm_backward(stage: Stage, call: LayerCall) -> list[Piece]:
     """Backward of a batch normalisation."""
-    return [norm_gradient(call.stage, call.module, call.grad_output, call.spikes)]
+    return [normalisation_backward(stage, call.module, call.output_shape, call.spikes)]
 
 
-def norm_gradient(stage: Stage, module: nn.Module | None, gradient: Tensor, spikes: bool) -> Piece:
-    """Backward of a normalisation, of which the stage may say that it computes nothing."""
-    core, loops = costs.NORM_BACKWARD[spikes], map_loops(module, gradient)
+def normalisation_backward(
+    stage: Stage, module: nn.Module | None, shape: torch.Size, spikes: bool
+) -> Piece:
+    """Backward of a normalisation; the stage may say that it computes nothing."""
+    core, loops = costs.NORM_BACKWARD[spikes], map_loops(module, shape)
     return _map(stage, "backward", "bn.backward", core, "with_bn", loops)
 
 
-def soma_backward(call: Backward) -> list[Piece]:
+def soma_backward(stage: Stage, call: LayerCall) -> list[Piece]:
     """Backward of a population through its surrogate gradient."""
-    value = call.grad_output if call.grad_input is None else call.grad_input
-    loops = map_loops(call.module, value)
-    return [_map(call.stage, "backward", "soma.backward", "bp_grad", "with_sg", loops)]
+    shape = call.input_shape if call.back_to_input else call.output_shape
+    loops = map_loops(call.module, shape)
+    return [_map(stage, "backward", "soma.backward", "bp_grad", "with_sg", loops)]
 
 
 def _map(
@@ -297,8 +280,8 @@ class LayerRules:
     """
 
     covers: Callable[[nn.Module], bool]
-    forward: ForwardRule
-    backward: BackwardRule
+    forward: LayerRule
+    backward: LayerRule
 
 
 def _is_weighted(module: nn.Module) -> bool:

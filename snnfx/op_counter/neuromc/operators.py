@@ -32,8 +32,8 @@ from snnfx.op_counter.neuromc.modules import (
     backward_products,
     forward_products,
     is_spikes,
-    norm_forward,
-    norm_gradient,
+    normalisation,
+    normalisation_backward,
     plane,
 )
 from snnfx.op_counter.neuromc.piece import Loops, Piece
@@ -196,13 +196,14 @@ def _norm(call: OperatorCall) -> Iterable[Piece] | None:
     x = call.args[0]
     if x.dim() > 4:
         return None
-    return [_from_trace(p) for p in norm_forward(call.stage, None, x, call.out[0], is_spikes(x))]
+    return [_from_trace(normalisation(call.stage, None, x.shape, is_spikes(x)))]
 
 
 @BACKWARD.rule(aten.native_batch_norm_backward.default)
 def _norm_backward(call: OperatorCall) -> Iterable[Piece]:
     gradient, x = call.args[:2]
-    yield _from_trace(norm_gradient(call.stage, None, gradient, is_spikes(x)))
+    piece = normalisation_backward(call.stage, None, gradient.shape, is_spikes(x))
+    yield _from_trace(piece)
 
 
 def _convolution_loops(

@@ -225,11 +225,6 @@ class NeuroMCEnergyProfiler:
         if recorder.outside:
             calls = [f"{name} (calls={count})" for name, count in sorted(recorder.outside.items())]
             warnings.append(f"outside of the NeuroMC model and left out: {', '.join(calls)}")
-        if recorder.unmatched():
-            warnings.append(
-                "of repeated layers just some calls had a backward, and which is not known; the "
-                f"last ones are assumed: {', '.join(recorder.unmatched())}"
-            )
         return warnings
 
 

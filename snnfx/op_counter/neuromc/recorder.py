@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
 from torch.overrides import resolve_name
+from torch.utils.hooks import RemovableHandle
 
-from snnfx._torch_compat import TorchDispatchMode, in_backward
+from snnfx._torch_compat import TorchDispatchMode, in_backward, pytree
 from snnfx.op_counter.counter import Ignored
 from snnfx.op_counter.neuromc.modules import (
-    Backward,
+    LayerCall,
     LayerRules,
     Stage,
-    first_tensor,
     is_spikes,
     rules_for,
 )
@@ -36,12 +37,13 @@ from snnfx.op_counter.tracker import ActiveModuleTracker
 class Recorder:
     """What runs, as pieces of work, while `watching`.
 
-    Layers tell of themselves through hooks. Operators are seen by dispatch; in a forward those that
-    run inside of a layer are the layer's. In a backward nothing says whose an operator is: each
-    layer whose backward ran claims one piece of the same size for each of its own. (SpikingJelly
-    2.0.0 compares shapes: it drops any number of functional operators that look like a layer, and
-    counts the products of linear layers' backwards a second time, since it takes C and K of these
-    for each other.)
+    Layers tell of themselves through hooks: of each call, and of its backward when the gradient of
+    the output is there. Operators are seen by dispatch. In a forward, those that run inside of a
+    layer are the layer's. In a backward nothing says whose an operator is: each layer whose
+    backward ran claims one piece of the same size for each of its own. (SpikingJelly 2.0.0 compares
+    shapes: it drops any number of functional operators that look like a layer, and counts the
+    products of linear layers' backwards a second time, since it takes their C and K for each
+    other.)
 
     Args:
         model: whose layers tell.
@@ -63,10 +65,10 @@ class Recorder:
         self._ignored = tuple(ignored)
         self._verbose = verbose
         self._tracker = ActiveModuleTracker()
-        self._layers = dict(_layers(model))
+        left_out = {part for m in model.modules() if self._ignores(m) for part in m.modules()}
+        self._layers = {m: rules for m, rules in _layers(model) if m not in left_out}
         self._products = Products(model)
-        self._inputs: defaultdict[nn.Module, list[bool]] = defaultdict(list)
-        self._went_back: set[nn.Module] = set()
+        self._handles: list[RemovableHandle] = []
         self._others: list[Piece] = []
         self._claims: Counter[tuple[str, int, int, str]] = Counter()
 
@@ -75,12 +77,17 @@ class Recorder:
         """Record what runs inside; on leaving, the model has none of the hooks any more."""
         with ExitStack() as stack:
             stack.enter_context(self._tracker)
+            stack.callback(self._forget_calls)
             for layer in self._layers:
                 forward = layer.register_forward_hook(self._forward, with_kwargs=True)
                 stack.callback(forward.remove)
-                stack.callback(layer.register_full_backward_hook(self._backward).remove)
             stack.enter_context(_Dispatch(self))
             yield
+
+    def _forget_calls(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def add(self, pieces: Iterable[Piece]) -> None:
         """Write down pieces of layers or optimizers."""
@@ -92,35 +99,27 @@ class Recorder:
         """Those of layers and optimizers, then those of operators that no layer claims."""
         return [*self.pieces, *_unclaimed(self._others, self._claims)]
 
-    def unmatched(self) -> list[str]:
-        """Types of layers of whose calls just some had a backward: which ones is not known."""
-        return sorted({type(layer).__name__ for layer in self._went_back if self._inputs[layer]})
-
     def _forward(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     ) -> None:
-        inputs, output = first_tensor((*args, *kwargs.values())), first_tensor(out)
-        if self._is_off() or inputs is None or output is None:
+        inputs, outputs = _tensors((args, kwargs)), _tensors(out)
+        if self._is_off() or not inputs or not outputs:
             return
-        spikes = not is_neuron(layer) and is_spikes(inputs)
-        if torch.is_grad_enabled() and not is_neuron(layer):
-            self._inputs[layer].append(spikes)
+        spikes = not is_neuron(layer) and is_spikes(inputs[0])
+        needed = inputs[0].requires_grad
+        call = LayerCall(layer, inputs[0].shape, outputs[0].shape, spikes, needed)
         if not self._is_recomputation():
-            self.add(self._layers[layer].forward(self.stage, layer, inputs, output, spikes))
+            self.add(self._layers[layer].forward(self.stage, call))
+        reached = [output for output in outputs if output.requires_grad]
+        if torch.is_grad_enabled() and reached:
+            back = register_multi_grad_hook(reached, lambda *_: self._backward(call), mode="any")
+            self._handles.append(back)
 
-    def _backward(self, layer: nn.Module, grad_input: Any, grad_output: Any) -> None:
-        gradient = first_tensor(grad_output)
-        if self._is_off() or gradient is None:
+    def _backward(self, call: LayerCall) -> None:
+        """The gradient of a layer's output is there: its backward runs next."""
+        if self._is_off():
             return
-        spikes = False
-        if not is_neuron(layer):
-            if not self._inputs[layer]:
-                self.outside[f"backward of {type(layer).__name__} without its forward"] += 1
-                return
-            self._went_back.add(layer)
-            spikes = self._inputs[layer].pop()
-        call = Backward(self.stage, layer, spikes, first_tensor(grad_input), gradient)
-        pieces = self._layers[layer].backward(call)
+        pieces = self._layers[call.module].backward(self.stage, call)
         self._claims.update(_size(piece) for piece in pieces)
         self.add(pieces)
 
@@ -142,11 +141,12 @@ class Recorder:
             self.outside[name] += 1
 
     def _is_off(self) -> bool:
-        modules = self._tracker.active_modules
-        types = tuple(entry for entry in self._ignored if isinstance(entry, type))
-        return self.paused or any(
-            isinstance(module, types) or any(module is entry for entry in self._ignored)
-            for module in modules
+        return self.paused or any(map(self._ignores, self._tracker.active_modules))
+
+    def _ignores(self, module: nn.Module) -> bool:
+        return any(
+            isinstance(module, entry) if isinstance(entry, type) else module is entry
+            for entry in self._ignored
         )
 
     def _is_recomputation(self) -> bool:
@@ -174,6 +174,10 @@ class _Dispatch(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         self._recorder.operator(func, args, out)
         return out
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[nn.Module, LayerRules]]:
