@@ -7,11 +7,15 @@ from snnfx.op_counter.base import (
     FunctionCounterMode,
     is_binary_tensor,
 )
+from snnfx.op_counter.flop import FlopCounter
+from snnfx.op_counter.memory_access import MemoryAccessCounter
 
 __all__ = [
     "ActiveModuleTracker",
     "BaseCounter",
     "DispatchCounterMode",
+    "FlopCounter",
     "FunctionCounterMode",
+    "MemoryAccessCounter",
     "is_binary_tensor",
 ]

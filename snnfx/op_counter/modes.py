@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from snnfx._torch_compat import TorchDispatchMode
@@ -111,6 +112,9 @@ class _Counting:
 class DispatchCounterMode(_Counting, TorchDispatchMode):
     """Counts all ATen operators that run inside, of forwards and backwards.
 
+    In inference mode PyTorch runs operators whole that it otherwise takes apart, such as
+    ``aten.linear``: one that no counter has a rule for is taken apart here.
+
     Args:
         counters: each counts every operator that it has a rule for. One counter may serve several
             modes, also one after the other: records add up until `BaseCounter.reset`.
@@ -125,6 +129,14 @@ class DispatchCounterMode(_Counting, TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         del types
+        known = any(counter.has_rule(func) for counter in self.counters)
+        if not known and isinstance(func, torch._ops.OpOverload):
+            if func.namespace == "prim":  # where a fake tensor is, and other questions
+                return func(*args, **(kwargs or {}))
+            with self:  # what the operator is made of is counted instead
+                out = func.decompose(*args, **(kwargs or {}))
+            if out is not NotImplemented:
+                return out
         return self._counted(func, args, kwargs or {})
 
 

@@ -1,0 +1,72 @@
+"""What rules ask of the operands of a call: how many elements, how many bytes, which option.
+
+Everything here looks at shapes, dtypes and numbers that were given, never at the values of a
+tensor, so that it holds for tensors without memory (fake ones) as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+Args = tuple[Any, ...]
+Kwargs = Mapping[str, Any]
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value, or in lists and tuples of values."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors(item)
+
+
+def elements(value: Any) -> int:
+    """The elements of all tensors in a value."""
+    return sum(x.numel() for x in tensors(value))
+
+
+def size_in_bytes(value: Any) -> int:
+    """The bytes of all elements of all tensors in a value; of an expanded tensor, too."""
+    return sum(x.numel() * x.element_size() for x in tensors(value))
+
+
+def results(args: Args, out: Any) -> Any:
+    """What a call returned, or wrote to if it returned nothing, as ``_foreach_add_`` does."""
+    return args[0] if out is None else out
+
+
+def main_result(args: Args, out: Any) -> Tensor:
+    """The first of several results."""
+    value = results(args, out)
+    return value[0] if isinstance(value, (list, tuple)) else value
+
+
+def argument(args: Args, kwargs: Kwargs, position: int, name: str, default: Any = None) -> Any:
+    """An argument that may have been given by its position or by its name."""
+    return args[position] if len(args) > position else kwargs.get(name, default)
+
+
+def operands(args: Args, kwargs: Kwargs, out: Any) -> list[Any]:
+    """The arguments of a call, without the keywords that say where to write (``out=``)."""
+    written = {id(x) for x in tensors(out)}
+    kept = [v for v in kwargs.values() if not any(id(x) in written for x in tensors(v))]
+    return [*args, *kept]
+
+
+def window(size: int | Sequence[int], dimensions: int) -> int:
+    """The positions under a pooling window, whose size may be given once for all dimensions."""
+    sizes = [size] if isinstance(size, int) else list(size)
+    return prod(sizes * dimensions if len(sizes) == 1 else sizes)
+
+
+def sum_of_terms(terms: int, sums: int) -> int:
+    """The additions that make `sums` sums of `terms` terms: one less than terms, for each.
+
+    With more sums than terms there are sums without a term, which take no addition.
+    """
+    return max(terms - sums, 0)
