@@ -1,5 +1,8 @@
 """Count operations, bytes and energy of a model: in a run, or from its graph without running it."""
 
+from snnfx.op_counter.ac import (
+    ACCounter,
+)
 from snnfx.op_counter.base import (
     ActiveModuleTracker,
     BaseCounter,
@@ -15,13 +18,23 @@ from snnfx.op_counter.compute_energy import (
     compute_energy_of,
     estimate_compute_energy,
 )
-from snnfx.op_counter.flop import FlopCounter
-from snnfx.op_counter.memory_access import MemoryAccessCounter
+from snnfx.op_counter.flop import (
+    FlopCounter,
+)
+from snnfx.op_counter.mac import (
+    MACCounter,
+)
+from snnfx.op_counter.memory_access import (
+    MemoryAccessCounter,
+)
 from snnfx.op_counter.neuromc import (
     MemoryHierarchyConfig,
     NeuroMCEnergyProfiler,
     NeuroMCRuntimeEnergyReport,
     estimate_neuromc_runtime_energy,
+)
+from snnfx.op_counter.report import (
+    CountReport,
 )
 from snnfx.op_counter.spikesim import (
     SpikeSimCounter,
@@ -32,30 +45,37 @@ from snnfx.op_counter.spikesim import (
     SpikeSimEventEnergyReport,
     estimate_spikesim_event_energy,
 )
+from snnfx.op_counter.synop import (
+    SynOpCounter,
+)
 
 __all__ = [
+    "ACCounter",
     "ActiveModuleTracker",
     "BaseCounter",
+    "DispatchCounterMode",
+    "FunctionCounterMode",
+    "is_binary_tensor",
     "ComputeEnergyConfig",
     "ComputeEnergyCostConfig",
     "ComputeEnergyProfiler",
     "ComputeEnergyReport",
-    "DispatchCounterMode",
+    "compute_energy_of",
+    "estimate_compute_energy",
     "FlopCounter",
-    "FunctionCounterMode",
+    "MACCounter",
     "MemoryAccessCounter",
     "MemoryHierarchyConfig",
     "NeuroMCEnergyProfiler",
     "NeuroMCRuntimeEnergyReport",
+    "estimate_neuromc_runtime_energy",
+    "CountReport",
     "SpikeSimCounter",
     "SpikeSimEnergyConfig",
     "SpikeSimEnergyProfiler",
     "SpikeSimEnergyReport",
     "SpikeSimEventEnergyProfiler",
     "SpikeSimEventEnergyReport",
-    "compute_energy_of",
-    "estimate_compute_energy",
-    "estimate_neuromc_runtime_energy",
     "estimate_spikesim_event_energy",
-    "is_binary_tensor",
+    "SynOpCounter",
 ]
