@@ -18,10 +18,10 @@ from rich.console import Console
 
 from snnfx.capture.offline import capture
 from snnfx.config import Optimizer
-from snnfx.errors import PlanError, SnnfxError, SnnfxWarning, TargetError
+from snnfx.errors import OptionError, SnnfxError, SnnfxWarning, TargetError
 from snnfx.fit import METHODS, Fit, find_fits
-from snnfx.passes.plan.plan_plot import check_picture_path
-from snnfx.passes.plan.units import format_bytes
+from snnfx.passes.cost.units import format_bytes
+from snnfx.pictures import check_picture_path
 from snnfx.progress import Notices
 from snnfx.report import fit_json, fit_table
 from snnfx.target import Target, load_target
@@ -135,7 +135,7 @@ def _check_folder(path: Path | None) -> None:
 def _check_picture(path: Path) -> None:
     try:
         check_picture_path(path)
-    except PlanError as error:
+    except OptionError as error:
         raise click.UsageError(str(error)) from error
     except ImportError as error:
         raise click.ClickException(str(error)) from error

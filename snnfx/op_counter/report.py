@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from snnfx.op_counter.spikes import Count
 from snnfx.op_counter.tracker import GLOBAL
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Stage = Literal["forward", "backward"]
 
@@ -93,6 +97,61 @@ class CountReport:
                 for scope in (GLOBAL, *entry.path):
                     records[scope][entry.operator] += entry.counts[quantity]
         return {scope: dict(counts) for scope, counts in records.items()}
+
+    def table(self, depth: int | None = 3, title: str | None = None) -> Table:
+        """A table for `rich.print`; see `snnfx.op_counter.report_table.report_table`."""
+        from snnfx.op_counter.report_table import report_table
+
+        return report_table(self, depth, title)
+
+    def to_json(self) -> str:
+        """Everything as JSON; see `from_json`."""
+        from snnfx.op_counter.report_json import report_json
+
+        return report_json(self)
+
+    @staticmethod
+    def from_json(text: str) -> CountReport:
+        """The report that `to_json` wrote.
+
+        Raises:
+            OptionError: the text is no such report.
+        """
+        from snnfx.op_counter.report_json import report_from_json
+
+        return report_from_json(text)
+
+    def to_csv(self) -> str:
+        """A line for each module, stage and operator, below a line of names."""
+        from snnfx.op_counter.report_json import report_csv
+
+        return report_csv(self)
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """Draw what operators count by stage; the suffix gives the format.
+
+        Raises:
+            OptionError: there is nothing to draw, or it depends on symbols.
+            ImportError: matplotlib is missing.
+        """
+        from snnfx.op_counter.report_plot import draw_counts
+
+        draw_counts(self, path)
+
+    def roofline(self, path: str | PathLike[str], device: str) -> None:
+        """Draw the layers on the roofline of a device; the suffix gives the format.
+
+        Args:
+            path: of the image file.
+            device: a key of `snnfx.passes.cost.roofline.DEVICES`.
+
+        Raises:
+            OptionError: there is no such device, or no FLOPs and bytes.
+            ImportError: matplotlib is missing.
+        """
+        from snnfx.op_counter.report_roofline import draw_roofline
+
+        draw_roofline(self, path, device)
 
     def _entries(self, stage: Stage | None) -> Iterable[OperatorCount]:
         return (entry for entry in self.operators if stage in (None, entry.stage))
