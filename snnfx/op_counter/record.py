@@ -73,46 +73,56 @@ class StepRecord:
     modules: Mapping[str, nn.Module] = field(repr=False)
 
 
-def record_operators(
-    net: nn.Module, args: Sequence[Any], loss: Loss | None, train: bool
-) -> StepRecord:
-    """Record a forward of `net`, and with `train` a backward; nothing of `net` changes.
+@dataclass(frozen=True)
+class Step:
+    """A step of a model.
 
-    Args:
-        net: recorded in the modes that its modules are in. Gradients of parameters start as None.
+    Attributes:
+        model: in the modes that it is to run in.
         args: its positional arguments; tensors real, fake or on the meta device.
-        loss: takes what `net` returns and gives the scalar to differentiate; None for the sum of
+        loss: takes what `model` returns and gives the scalar to differentiate; None for the sum of
             all floating-point results that require a gradient.
-        train: whether there is a backward; without it neither loss nor backward is recorded.
+        train: whether there is a loss and a backward.
+        with_gradients: whether autograd records the forward.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    loss: Loss | None
+    train: bool
+    with_gradients: bool
+
+    def run(self, model: nn.Module, args: Sequence[Any]) -> None:
+        """Run the step of a copy of the model."""
+        output = model(*args)
+        if self.train:
+            (self.loss or total_of)(output).backward()
+
+
+def record_operators(step: Step) -> StepRecord:
+    """Record a step; nothing of its model changes. Gradients of parameters start as None.
 
     Raises:
         CaptureError: the model cannot be copied, cannot run on fake tensors, or has nothing to
             train.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with kept_as_it_is(net), torch.set_grad_enabled(train or torch.is_grad_enabled()):
-        twin = fake_twin(net, mode, train=False)
+    with kept_as_it_is(step.model), torch.set_grad_enabled(step.with_gradients):
+        twin = fake_twin(step.model, mode, train=False)
         without_gradients(twin)
         recorder = OperatorRecorder(mode)
-        inputs = fake_arguments(args, mode)
+        inputs = fake_arguments(step.args, mode)
         with mode, recorder:
             given = recorder.nodes_of(inputs)
             states = recorder.nodes_of(state_tensors(twin))
             try:
-                run_step(twin, inputs, loss, train)
+                step.run(twin, inputs)
             except CaptureError:
                 raise
             except RuntimeError as error:
                 raise not_recordable(recorder.place(), error) from error
     modules = dict(twin.named_modules(prefix=type(twin).__name__))
     return StepRecord(recorder.graph, tuple(recorder.calls), given, states, modules)
-
-
-def run_step(net: nn.Module, inputs: Sequence[Any], loss: Loss | None, train: bool) -> None:
-    """Run a forward, and with `train` the loss and a backward."""
-    output = net(*inputs)
-    if train:
-        (loss or total_of)(output).backward()
 
 
 def without_gradients(net: nn.Module) -> None:

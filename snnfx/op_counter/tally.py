@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from types import MappingProxyType
@@ -29,8 +29,6 @@ SHAPE_TABLES: Mapping[str, OpTable[Rule]] = MappingProxyType({"flops": FLOPS, "b
 
 SPIKE_TABLES: Mapping[str, OpTable[SpikeRule]] = MappingProxyType({})
 """The rules that ask which operands are spikes, by quantity."""
-
-FactsOf = Callable[[RecordedCall], SpikeFacts]
 
 ExtraRules = Mapping[str, Mapping[Any, Rule]]
 
@@ -92,23 +90,25 @@ class Tally:
 
     Args:
         rules: of all quantities.
-        facts_of: what is known of the spikes of a call.
         strict: an operator without a rule is an error.
 
     Attributes:
         unsupported: by quantity, the operators without a rule and how often they ran.
     """
 
-    def __init__(self, rules: RuleSets, facts_of: FactsOf, strict: bool) -> None:
+    def __init__(self, rules: RuleSets, strict: bool) -> None:
         self._rules = rules
-        self._facts_of = facts_of
         self._strict = strict
         self._known: dict[Hashable, dict[str, Count]] = {}
         self._entries: dict[Hashable, _Entry] = {}
         self.unsupported: dict[str, Counter[str]] = {q: Counter() for q in rules.quantities}
 
-    def add(self, call: RecordedCall) -> None:
+    def add(self, call: RecordedCall, facts: SpikeFacts) -> None:
         """Count one call.
+
+        Args:
+            call: of an operator.
+            facts: about the spikes among its operands.
 
         Raises:
             UncountedError: there is no rule for it, with `strict`.
@@ -116,7 +116,7 @@ class Tally:
         target = call.node.target
         entry = self._entries.setdefault((call.path, call.stage, target), _Entry())
         entry.calls += 1
-        for quantity, value in self._counts(call).items():
+        for quantity, value in self._counts(call, facts).items():
             entry.counts[quantity] = entry.counts.get(quantity, 0) + value
         for quantity, missed in self.unsupported.items():
             if not self._rules.has(quantity, target):
@@ -129,7 +129,7 @@ class Tally:
             for key, entry in self._entries.items()
         )
 
-    def _counts(self, call: RecordedCall) -> dict[str, Count]:
+    def _counts(self, call: RecordedCall, facts: SpikeFacts) -> dict[str, Count]:
         """By quantity; calls with arguments of the same description count shapes the same."""
         target: Any = call.node.target
         key = (target, call.result_is_argument, *_description(call.node))
@@ -145,7 +145,7 @@ class Tally:
         if not asking:
             return known
         args, kwargs, out = described_call(call)
-        seen = SpikeCall(args, kwargs, out, self._facts_of(call))
+        seen = SpikeCall(args, kwargs, out, facts)
         return known | {q: self._rules.spike[q][target](seen) for q in asking}
 
     def _miss(self, quantity: str, missed: Counter[str], target: Any) -> None:
