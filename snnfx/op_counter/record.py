@@ -22,6 +22,7 @@ from snnfx.eager.storages import Storages, tensors_in
 from snnfx.eager.trace import not_recordable, total_of
 from snnfx.eager.twin import fake_arguments, fake_twin, kept_as_it_is
 from snnfx.errors import CaptureError
+from snnfx.op_counter.quick_fakes import QuickFakes
 from snnfx.op_counter.report import Stage
 from snnfx.op_counter.tracker import ActiveModuleTracker
 
@@ -150,6 +151,7 @@ class OperatorRecorder(TorchDispatchMode):
     def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()
         self._mode = mode
+        self._quick = QuickFakes(mode)
         self._graph = GraphRecorder(Storages(), Metas(mode))
         self._tracker = ActiveModuleTracker()
         self._is_quiet = False
@@ -177,10 +179,10 @@ class OperatorRecorder(TorchDispatchMode):
         del types
         kwargs = kwargs or {}
         if self._is_quiet or func.namespace == "prim":
-            return func(*args, **kwargs)
+            return self._quick.call(func, args, kwargs)
         if func not in _MAKES_LITERALS:
             args, kwargs = self._fakes_of(args), self._fakes_of(kwargs)
-        result = func(*args, **kwargs)
+        result = self._quick.call(func, args, kwargs)
         node = self._graph.add(func, args, kwargs, result)
         stage: Stage = "backward" if self._tracker.is_backward else "forward"
         returned = _place_of(result, args) if func._schema.is_mutable else None
