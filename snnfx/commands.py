@@ -18,10 +18,10 @@ from rich.console import Console
 
 from snnfx.capture.offline import capture
 from snnfx.config import Optimizer
-from snnfx.errors import PlanError, SnnfxError, SnnfxWarning, TargetError
+from snnfx.errors import OptionError, SnnfxError, SnnfxWarning, TargetError
 from snnfx.fit import METHODS, Fit, find_fits
-from snnfx.passes.plan.plan_plot import check_picture_path
-from snnfx.passes.plan.units import format_bytes
+from snnfx.passes.cost.units import format_bytes
+from snnfx.pictures import check_picture_path
 from snnfx.progress import Notices
 from snnfx.report import fit_json, fit_table
 from snnfx.target import Target, load_target
@@ -57,11 +57,11 @@ def run_plan(call: Call, batch: int | None, plot: Path | None, snapshot: Path | 
         click.ClickException: with the text that the user gets, and the exit code.
     """
     for path in (plot, snapshot, call.json_path):
-        _check_folder(path)
+        check_folder(path)
     if plot is not None:
-        _check_picture(plot)
-    target = _target(call, batch)
-    with _told(call.quiet), Notices(quiet=call.quiet) as notices:
+        check_picture(plot)
+    target = find_target(call.target, call.batch_dim, call.real, batch)
+    with told(call.quiet), Notices(quiet=call.quiet) as notices:
         notices.say("building the model")
         built = target.build(batch)
         notices.say("capturing the training step")
@@ -73,7 +73,7 @@ def run_plan(call: Call, batch: int | None, plot: Path | None, snapshot: Path | 
             made.plot(plot)
         if snapshot is not None:
             made.to_memory_snapshot(snapshot)
-    _answer(made.to_json(), call.json_path, lambda: click.echo(made.summary()))
+    write_answer(made.to_json(), call.json_path, lambda: click.echo(made.summary()))
 
 
 def run_fit(call: Call, memory_bytes: int, optimizer: Optimizer, max_batch: int) -> None:
@@ -82,9 +82,9 @@ def run_fit(call: Call, memory_bytes: int, optimizer: Optimizer, max_batch: int)
     Raises:
         click.ClickException: with the text that the user gets, and the exit code.
     """
-    _check_folder(call.json_path)
-    target = _target(call, 1)
-    with _told(call.quiet), Notices(len(METHODS), call.quiet) as notices:
+    check_folder(call.json_path)
+    target = find_target(call.target, call.batch_dim, call.real, 1)
+    with told(call.quiet), Notices(len(METHODS), call.quiet) as notices:
         fits = find_fits(
             target.build,
             memory_bytes,
@@ -97,7 +97,7 @@ def run_fit(call: Call, memory_bytes: int, optimizer: Optimizer, max_batch: int)
     memory = format_bytes(memory_bytes)
     title = f"{call.target}: largest batch in {memory} with optimizer {optimizer}"
     document = fit_json(fits, memory_bytes, settings)
-    _answer(document, call.json_path, lambda: _print_table(fits, memory_bytes, title))
+    write_answer(document, call.json_path, lambda: _print_table(fits, memory_bytes, title))
 
 
 def _print_table(fits: tuple[Fit, ...], memory_bytes: int, title: str) -> None:
@@ -107,7 +107,7 @@ def _print_table(fits: tuple[Fit, ...], memory_bytes: int, title: str) -> None:
     console.print(fit_table(fits, memory_bytes, title))
 
 
-def _answer(document: str, json_path: Path | None, show: Callable[[], None]) -> None:
+def write_answer(document: str, json_path: Path | None, show: Callable[[], None]) -> None:
     """The figures into their file, and the text; `-` prints the figures instead."""
     if json_path is not None and str(json_path) == "-":
         click.echo(document)
@@ -117,32 +117,52 @@ def _answer(document: str, json_path: Path | None, show: Callable[[], None]) -> 
     show()
 
 
-def _target(call: Call, batch: int | None) -> Target:
-    """The user's function, which can be called for that batch."""
+def find_target(
+    name: str,
+    batch_dim: int | None,
+    real: bool,
+    batch: int | None,
+    keeps_values: bool = False,
+) -> Target:
+    """The user's function, which can be called for that batch.
+
+    Raises:
+        click.UsageError: there is none, or it cannot.
+    """
     try:
-        found = load_target(call.target, call.batch_dim, call.real)
+        found = load_target(name, batch_dim, real, keeps_values)
         found.check_batch(batch)
     except TargetError as error:
         raise click.UsageError(str(error)) from error
     return found
 
 
-def _check_folder(path: Path | None) -> None:
+def check_folder(path: Path | None) -> None:
+    """Hold that a file can be written there.
+
+    Raises:
+        click.UsageError: there is no such folder.
+    """
     if path is not None and not path.parent.is_dir():
         raise click.UsageError(f"there is no folder '{path.parent}' to write '{path.name}' into")
 
 
-def _check_picture(path: Path) -> None:
+def check_picture(path: Path) -> None:
+    """Hold that a picture can be drawn there.
+
+    Raises:
+        click.ClickException: it cannot; the text says why.
+    """
     try:
         check_picture_path(path)
-    except PlanError as error:
+    except OptionError as error:
         raise click.UsageError(str(error)) from error
     except ImportError as error:
         raise click.ClickException(str(error)) from error
 
 
 @contextmanager
-def _told(quiet: bool) -> Generator[None]:
+def told(quiet: bool) -> Generator[None]:
     """Errors and warnings of snnfx as one message each; nothing of what torch warns or logs."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

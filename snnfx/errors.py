@@ -51,6 +51,10 @@ class UncountedError(SnnfxError, NotImplementedError):
     """A counter in strict mode, or an energy model, met what it has no rule for."""
 
 
+class ProfilerError(SnnfxError, RuntimeError):
+    """A profiler was used out of order: not bound, not entered, or entered twice."""
+
+
 class RewriteError(SnnfxError, RuntimeError):
     """A graph rewrite broke an invariant that the pipeline checks."""
 

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from snnfx.fit import Fit, Need
-from snnfx.passes.plan.units import format_bytes
+from snnfx.passes.cost.units import format_bytes
 
 FORMAT_VERSION = 1
 

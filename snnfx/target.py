@@ -56,6 +56,8 @@ class Target:
         batch_dim: which dimension of each input is the batch, for a function without such an
             argument; None if nobody said.
         real: call it with real tensors, for one that reads their values.
+        keeps_values: inputs that are resized keep their values, repeated or cut off; else they take
+            no memory, and have none.
     """
 
     name: str
@@ -63,13 +65,14 @@ class Target:
     batch_argument: str | None
     batch_dim: int | None = None
     real: bool = False
+    keeps_values: bool = False
 
     def build(self, batch: int | None = None) -> Built:
         """Call the function, for a batch or with its own default.
 
         The batch goes to the function's argument of that name. A function without one is called as
         it is, and its inputs are resized: all whose size along `batch_dim` is that of the first
-        input. The values of the inputs do not matter.
+        input. Their values are lost unless `keeps_values`.
 
         Raises:
             TargetError: the function fails, returns something else, or its batch is not known.
@@ -117,6 +120,11 @@ class Target:
         def resized(tensor: Tensor) -> Tensor:
             if tensor.ndim <= dim or tensor.shape[dim] != current:
                 return tensor
+            if self.keeps_values:
+                places = torch.arange(batch, device=tensor.device) % current
+                return (
+                    tensor.detach().index_select(dim, places).requires_grad_(tensor.requires_grad)
+                )
             shape = (*tensor.shape[:dim], batch, *tensor.shape[dim + 1 :])
             other = torch.empty(shape, dtype=tensor.dtype, device="meta")
             return other.requires_grad_(tensor.requires_grad)
@@ -124,7 +132,9 @@ class Target:
         return pytree.tree_map_only(Tensor, resized, inputs)
 
 
-def load_target(name: str, batch_dim: int | None = None, real: bool = False) -> Target:
+def load_target(
+    name: str, batch_dim: int | None = None, real: bool = False, keeps_values: bool = False
+) -> Target:
     """Find the function that ``MODULE:FUNCTION`` or ``path/to/file.py:FUNCTION`` names.
 
     The current directory can be imported from, and so can the folder of a file, as when Python
@@ -134,6 +144,7 @@ def load_target(name: str, batch_dim: int | None = None, real: bool = False) -> 
         name: of the function.
         batch_dim: see `Target`.
         real: see `Target`.
+        keeps_values: see `Target`.
 
     Raises:
         TargetError: there is no such module or function; the text says what there is.
@@ -151,7 +162,7 @@ def load_target(name: str, batch_dim: int | None = None, real: bool = False) -> 
         raise TargetError(f"'{place}' has no function '{attribute}'; it has {_listed(own)}")
     parameters = inspect.signature(function).parameters
     argument = next((n for n in BATCH_ARGUMENTS if n in parameters), None)
-    return Target(name, function, argument, batch_dim, real)
+    return Target(name, function, argument, batch_dim, real, keeps_values)
 
 
 def _load_file(place: str) -> ModuleType:

@@ -184,7 +184,7 @@ def test_the_module_runs_and_names_its_version() -> None:
 def test_the_console_script_is_the_same_command() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"snnfx": "snnfx.cli:main"}
-    assert set(main.commands) == {"plan", "fit"}
+    assert set(main.commands) == {"plan", "fit", "count"}
 
 
 def test_work_of_more_than_two_seconds_is_told_on_stderr(

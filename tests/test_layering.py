@@ -14,12 +14,19 @@ import pytest
 
 from tests.sources import LIBRARY, dotted, imported_modules, label, module_name, parse, python_files
 
-BASE = ("snnfx.errors", "snnfx.config", "snnfx._torch_compat")
+BASE = ("snnfx.errors", "snnfx.config", "snnfx._torch_compat", "snnfx.pictures")
 GRAPH = (*BASE, "snnfx.passes.optable", "snnfx.passes.fxgraph")
 EAGER = ("snnfx.base", "snnfx.surrogates", "snnfx.neurons")
 PASSES = ("snnfx.passes.analysis", "snnfx.passes.cost", "snnfx.passes.plan", "snnfx.passes.rewrite")
 BUILD = (*GRAPH, "snnfx.kernels", *PASSES, "snnfx.capture", "snnfx.lowering")
-COMMANDS = ("snnfx.target", "snnfx.fit", "snnfx.progress", "snnfx.report", "snnfx.commands")
+COMMANDS = (
+    "snnfx.target",
+    "snnfx.fit",
+    "snnfx.progress",
+    "snnfx.report",
+    "snnfx.commands",
+    "snnfx.count_command",
+)
 FRONT = ("snnfx.backend", *COMMANDS, "snnfx.cli", "snnfx.__main__")
 EVERYTHING = ("snnfx",)
 

@@ -35,12 +35,18 @@ class Device:
 DEVICES: dict[str, Device] = {
     "cpu": Device(1e11, 1.5e10, 5e-6),
     "cuda": Device(1.5e13, 1.2e12, 5e-6),
+    "Tesla T4": Device(6.5e12, 2.6e11, 5e-6),
+    "Tesla V100": Device(1.25e13, 7.2e11, 5e-6),
+    "NVIDIA GeForce RTX 3090": Device(2.8e13, 7.5e11, 5e-6),
+    "NVIDIA GeForce RTX 4090": Device(6.6e13, 8.1e11, 5e-6),
     "NVIDIA A100": Device(1.6e13, 1.5e12, 5e-6),
     "NVIDIA H100": Device(4.5e13, 2.6e12, 5e-6),
     "NVIDIA H200": Device(4.5e13, 3.8e12, 5e-6),
 }
 """By device type, or by how the name of a GPU begins. Sources: about 80% of the figures of
-NVIDIA's data sheets (float32 without tensor cores), and of two cores of a server CPU."""
+NVIDIA's data sheets and, for GeForce, its GA102 and Ada architecture whitepapers (float32 without
+tensor cores: T4 8.1, V100 SXM2 15.7, RTX 3090 35.6, RTX 4090 82.6, A100 19.5 TFLOP/s), and of two
+cores of a server CPU."""
 
 
 def device_of(graph: Graph) -> Device:

@@ -9,37 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from snnfx.errors import PlanError
+from snnfx.passes.cost.units import format_bytes, unit_of
 from snnfx.passes.plan.records import PlanRecord, Segment, Timeline
-from snnfx.passes.plan.units import format_bytes, unit_of
+from snnfx.pictures import check_picture_path
 
-FORMATS = (".png", ".svg", ".pdf")
 COLOURS = {"baseline": "C0", "plan": "C1", "segment": "C2", "tiles": "C3"}
 MAX_LABELS = 14
 MIN_LABEL_GAP = 0.055  # of one half of the schedule, so that two labels do not touch
 MAX_NAME = 22
 TICKS = ("0", "25", "50\nforward", "75", "0", "25", "50\nbackward", "75", "100")
 HEADROOM = 1.22  # room for the labels of the peaks above the curves
-
-
-def check_picture_path(path: str | PathLike[str]) -> None:
-    """Hold that a picture can be drawn there.
-
-    Raises:
-        PlanError: the suffix names no known format.
-        ImportError: matplotlib is missing.
-    """
-    if Path(path).suffix.lower() not in FORMATS:
-        raise PlanError(f"cannot draw to '{path}': its suffix must be one of {', '.join(FORMATS)}")
-    try:
-        import matplotlib  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError as error:
-        raise ImportError(
-            "plots need matplotlib, which is missing: pip install 'snnfx[plot]'"
-        ) from error
 
 
 def draw_plan(plan: PlanRecord, path: str | PathLike[str]) -> None:
@@ -49,7 +31,7 @@ def draw_plan(plan: PlanRecord, path: str | PathLike[str]) -> None:
         PlanError: the suffix names no known format.
         ImportError: matplotlib is missing.
     """
-    check_picture_path(path)
+    check_picture_path(path, PlanError)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 5.5), layout="constrained")

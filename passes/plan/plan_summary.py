@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from snnfx.passes.cost.units import counted, format_bytes, format_seconds
 from snnfx.passes.plan.records import Decision, PlanRecord, Timeline
-from snnfx.passes.plan.units import counted, format_bytes, format_seconds
 
 LARGEST = 3
 

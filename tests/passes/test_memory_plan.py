@@ -6,8 +6,8 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
+from snnfx.passes.cost.units import counted, format_bytes, format_seconds
 from snnfx.passes.plan.memory_plan import Allocation, Decision, MemoryPlan, Timeline
-from snnfx.passes.plan.units import counted, format_bytes, format_seconds
 
 from tests.passes.plans import FULL, MIB, PLAN
 
