@@ -61,7 +61,9 @@ class SpikeSources:
     """
 
     def __init__(self, record: StepRecord, seeds: Mapping[Node, Grid]) -> None:
-        self.ranges: ValueRanges = analyse_value_ranges(record.graph, seeds)
+        self.ranges: ValueRanges = analyse_value_ranges(
+            record.graph, seeds, read_before_written=True
+        )
         self._names = _Names(record)
 
     def is_binary(self, node: object) -> bool:

@@ -13,9 +13,9 @@ from torch.fx import Node
 
 from snnfx._torch_compat import FakeTensor
 from snnfx.eager.storages import tensors_in
-from snnfx.op_counter.measured import SpikesSeen, run_beside
+from snnfx.op_counter.measured import ProvenMeasuredFacts, run_beside
 from snnfx.op_counter.rates import MEASURED, GivenRates, RatedFacts, Rates
-from snnfx.op_counter.record import Loss, Step, StepRecord, record_operators, state_tensors
+from snnfx.op_counter.record import Loss, RecordedCall, Step, StepRecord, record_operators, state_tensors
 from snnfx.op_counter.report import CountReport, SpikeTensor
 from snnfx.op_counter.resize import Dim, NamedDims
 from snnfx.op_counter.spike_sources import BINARY, RateMap, SpikeSource, SpikeSources
@@ -124,11 +124,18 @@ class _Counting:
         """Count the spikes of a run."""
         _, found = self._with_rates(GivenRates(Fraction(0), {}))
         tally = Tally(self.rules, self.strict)
+        unproven: dict[Node, int] = {}
+
+        def add(call: RecordedCall, facts: ProvenMeasuredFacts) -> None:
+            counted = tally.add(call, facts)
+            if facts.unproven and tally.counts(call, facts.measured) != counted:
+                unproven.update(facts.unproven)
+
         watched = {node for source in found for node in source.nodes}
-        seen = run_beside(step, self.record, self.sources, watched, tally.add)
-        spikes = [SpikeTensor(s.name, s.numel, _rate_seen(s, seen), True) for s in found]
-        unproven = self._unproven(seen)
-        return _report(tally, [*spikes, *unproven], [*warnings, *_of_unproven(unproven)])
+        ones = run_beside(step, self.record, self.sources, watched, add)
+        proven = [SpikeTensor(s.name, s.numel, _rate_seen(s, ones), True) for s in found]
+        others = self._unproven(unproven)
+        return _report(tally, [*proven, *others], [*warnings, *_of_unproven(others)])
 
     def _with_rates(self, rate: Callable[[str], Count]) -> tuple[Tally, tuple[SpikeSource, ...]]:
         rates = RateMap(self.sources, rate)
@@ -137,10 +144,10 @@ class _Counting:
             tally.add(call, RatedFacts(call.node.args, self.sources, rates))
         return tally, rates.found()
 
-    def _unproven(self, seen: SpikesSeen) -> list[SpikeTensor]:
-        """What was binary in the run without proof, by name."""
+    def _unproven(self, seen: Mapping[Node, int]) -> list[SpikeTensor]:
+        """What was binary in the run without proof, by name; from the ones in it."""
         found: dict[str, tuple[int, int]] = {}
-        for node, ones in seen.unproven.items():
+        for node, ones in seen.items():
             value = tensor_value(node)
             before = found.get(self.sources.name(node), (0, 0))
             size = 0 if value is None else numel(value)
@@ -158,9 +165,9 @@ def _report(
     return CountReport(tally.operators(), tuple(spikes), unsupported, tuple(warnings))
 
 
-def _rate_seen(source: SpikeSource, seen: SpikesSeen) -> Count:
-    ones = sum(seen.ones.get(node, 0) for node in source.nodes)
-    return plain(Fraction(ones, max(source.numel, 1)))
+def _rate_seen(source: SpikeSource, ones: Mapping[Node, int]) -> Count:
+    fired = sum(ones.get(node, 0) for node in source.nodes)
+    return plain(Fraction(fired, max(source.numel, 1)))
 
 
 def _of_unproven(unproven: Sequence[SpikeTensor]) -> list[str]:
