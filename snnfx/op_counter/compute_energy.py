@@ -281,8 +281,8 @@ def _warnings(
     warnings: list[str] = []
     if not anything:
         warnings.append(
-            "MACs and ACs of no operator were counted: run the model inside of the profiler, and not "
-            "inside of modules in extra_ignore_modules"
+            "MACs and ACs of no operator were counted: run the model inside of the profiler, and "
+            "outside of the modules in extra_ignore_modules"
         )
     missing = [name for name in unsupported if unsupported[name]]
     warnings += [_missing(name, unsupported[name]) for name in missing]
