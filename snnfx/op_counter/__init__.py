@@ -9,6 +9,12 @@ from snnfx.op_counter.base import (
 )
 from snnfx.op_counter.flop import FlopCounter
 from snnfx.op_counter.memory_access import MemoryAccessCounter
+from snnfx.op_counter.neuromc import (
+    MemoryHierarchyConfig,
+    NeuroMCEnergyProfiler,
+    NeuroMCRuntimeEnergyReport,
+    estimate_neuromc_runtime_energy,
+)
 
 __all__ = [
     "ActiveModuleTracker",
@@ -17,5 +23,9 @@ __all__ = [
     "FlopCounter",
     "FunctionCounterMode",
     "MemoryAccessCounter",
+    "MemoryHierarchyConfig",
+    "NeuroMCEnergyProfiler",
+    "NeuroMCRuntimeEnergyReport",
+    "estimate_neuromc_runtime_energy",
     "is_binary_tensor",
 ]
