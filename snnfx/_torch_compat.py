@@ -9,7 +9,8 @@
   first called; planning makes many that never are.
 - `InputMutationAOTOutput`: the tracer's description of an output that is copied into an input after
   the forward; the metadata that lists them is set only after partitioning.
-- `FakeTensorMode` and friends: shapes without memory.
+- `FakeTensorMode` and friends: shapes without memory. `in_kernel_invocation_manager` is how the
+  mode makes a tensor from a description that it has worked out before.
 - `_select_conv_backend` and `_conv_determine_backend_memory_format`: which of its convolutions
   PyTorch takes for a shape depends on threads, types and build; these two are what it asks itself.
 - `TorchDynamoException`: what Dynamo raises where it cannot follow a model; its other names are
@@ -41,7 +42,11 @@ from torch._functorch.partitioners import (
     min_cut_rematerialization_partition,
 )
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+    in_kernel_invocation_manager,
+)
 from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule, _use_lazy_graph_module
 from torch.fx.graph import _BoxedCodeGen
@@ -61,6 +66,7 @@ __all__ = [
     "default_partition",
     "detect_fake_mode",
     "extract_forward_backward",
+    "fake_of_description",
     "in_backward",
     "in_transform",
     "lazy_module",
@@ -175,3 +181,16 @@ def at_end_of_backward(callback: Callable[[], None]) -> None:
     """Have autograd call back once the backward that is running has ended."""
     engine: Any = torch.autograd.Variable._execution_engine
     engine.queue_callback(callback)
+
+
+def fake_of_description(
+    mode: FakeTensorMode,
+    shape: Sequence[int],
+    stride: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> FakeTensor:
+    """A new fake tensor, without a call of the mode."""
+    with in_kernel_invocation_manager(mode):
+        memory = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    return FakeTensor(mode, memory, device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
 
-from snnfx._torch_compat import FakeTensorMode
+from snnfx._torch_compat import FakeTensor, FakeTensorMode
 from snnfx.eager.storages import Storages, geometry, tensors_in
 from snnfx.passes.fxgraph import set_value
 
@@ -35,11 +35,13 @@ class Metas:
         """A tensor of the same sizes, strides, dtype and device; None if it has no strides."""
         if tensor.layout is not torch.strided:
             return None
-        key = (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+        # To ask a fake tensor for its `device` is a call of its mode.
+        device = tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
+        key = (tuple(tensor.shape), tensor.stride(), tensor.dtype, device)
         if key not in self._known:
             with torch.no_grad(), self._mode:
                 self._known[key] = torch.empty_strided(
-                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device
                 )
         return self._known[key]
 

@@ -93,7 +93,7 @@ def _run(
     except CaptureError:
         raise
     except RuntimeError as error:
-        raise CaptureError(_explanation(recorder, twin, error)) from error
+        raise not_recordable(_place(recorder, twin), error) from error
 
 
 def total_of(outputs: Any) -> Tensor:
@@ -114,18 +114,21 @@ def total_of(outputs: Any) -> Tensor:
     return total
 
 
-def _explanation(recorder: Recorder, twin: nn.Module, error: RuntimeError) -> str:
-    """Where and why the twin stopped, and what to do about it."""
+def _place(recorder: Recorder, twin: nn.Module) -> str:
+    """Where the twin stopped."""
     if recorder.backward >= 0:
-        place = "in its backward"
-    elif recorder.stack:
-        path = recorder.calls[recorder.stack[-1]].path
-        kind = type(twin.get_submodule(path)).__name__
-        place = f"in module '{path}' ({kind})" if path else f"in the model's own code ({kind})"
-    else:
-        place = "in its loss"
+        return "in its backward"
+    if not recorder.stack:
+        return "in its loss"
+    path = recorder.calls[recorder.stack[-1]].path
+    kind = type(twin.get_submodule(path)).__name__
+    return f"in module '{path}' ({kind})" if path else f"in the model's own code ({kind})"
+
+
+def not_recordable(place: str, error: RuntimeError) -> CaptureError:
+    """The error of a model that stopped at a place, with what to do about it."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    return (
+    return CaptureError(
         f"the model's step could not be recorded on fake tensors, which have sizes but no values; "
         f"it stopped {place}: {type(error).__name__}: {reason}. If the model runs by itself, write "
         "this part without decisions on the values of tensors (torch.where selects without them)."

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from snnfx.op_counter.byte_table import BYTES
 from snnfx.op_counter.flop_rules_linear import ATTENTION
-from snnfx.op_counter.flop_rules_pointwise import NO_ATEN
+from snnfx.op_counter.flop_rules_pointwise import MARKS
 from snnfx.op_counter.op_families import (
     ALLOCATIONS,
     COPIES,
     FILLS,
     GATHERS,
     QUESTIONS,
-    SCATTERS,
     VIEWS,
 )
 from snnfx.op_counter.op_names import names, packets
@@ -25,14 +24,14 @@ from snnfx.op_counter.operands import (
     Kwargs,
     argument,
     elements,
-    operands,
+    places,
     results,
     size_in_bytes,
     tensors,
 )
 
 
-@BYTES.rule(*packets([*VIEWS, *ALLOCATIONS, *QUESTIONS]), *NO_ATEN[1:])
+@BYTES.rule(*packets([*VIEWS, *ALLOCATIONS, *QUESTIONS]), *MARKS)
 def no_bytes(args: Args, kwargs: Kwargs, out: Any) -> int:
     """No element is touched."""
     return 0
@@ -56,39 +55,31 @@ def gathered_bytes(args: Args, kwargs: Kwargs, out: Tensor) -> int:
     return size_in_bytes(args[1:]) + 2 * size_in_bytes(out)
 
 
+@BYTES.rule(*packets(["scatter_", "index_copy_", "index_fill_"]))
 def scattered_bytes(args: Args, kwargs: Kwargs, out: Tensor) -> int:
-    """Values and indices, and the elements at these places: written, and read to be added to.
-
-    `out` is the first operand, changed in place; its other elements are not touched.
-    """
-    given = size_in_bytes(operands(args, kwargs, None)[1:])
-    places = elements(args[-1]) if isinstance(args[-1], Tensor) else elements(args[2])
-    return given + places * out.element_size()
+    """``(x, dim, index, values)`` in place: indices and values are read, some places written."""
+    at_places = places(args) * out.element_size()
+    values = at_places if isinstance(args[3], Tensor) and args[3].dim() else 0
+    return size_in_bytes(args[2]) + values + at_places
 
 
+@BYTES.rule(*packets(["scatter_add_", "scatter_reduce_", "index_add_", "index_reduce_"]))
 def accumulated_bytes(args: Args, kwargs: Kwargs, out: Tensor) -> int:
-    """As `scattered_bytes`, where places are read as well."""
-    places = elements(args[3]) if len(args) > 3 else elements(args[2])
-    return scattered_bytes(args, kwargs, out) + places * out.element_size()
+    """As `scattered_bytes`; what is at these places is read as well."""
+    return size_in_bytes(args[2]) + 3 * places(args) * out.element_size()
 
 
-def _put_bytes(args: Args, kwargs: Kwargs, out: Tensor) -> int:
-    """``(x, indices, values, accumulate)``, in place."""
-    written = elements(args[2]) * out.element_size()
-    twice = 2 if argument(args, kwargs, 3, "accumulate", False) else 1
-    return size_in_bytes(args[1:3]) + twice * written
+@BYTES.rule(*packets(["index_put_", "_index_put_impl_"]))
+def put_bytes(args: Args, kwargs: Kwargs, out: Tensor) -> int:
+    """``(x, indices, values, accumulate)`` in place; accumulating, places are read as well."""
+    accessed = 2 if argument(args, kwargs, 3, "accumulate", False) else 1
+    return size_in_bytes(args[1:3]) + accessed * elements(args[2]) * out.element_size()
 
 
-def _register_scatters() -> None:
-    """In place only; their functional variants read and write all."""
-    in_place = [name for name in SCATTERS if name.endswith("_")]
-    adding = ("scatter_add_", "index_add_", "scatter_reduce_", "index_reduce_")
-    for name in in_place:
-        rule = accumulated_bytes if name in adding else scattered_bytes
-        BYTES.rule(*packets([name]))(_put_bytes if "index_put" in name else rule)
-
-
-_register_scatters()
+@BYTES.rule(*packets(["masked_scatter_"]))
+def masked_scatter_bytes(args: Args, kwargs: Kwargs, out: Tensor) -> int:
+    """``(x, mask, source)`` in place: as if the mask took the whole of the source."""
+    return size_in_bytes(args[1]) + 2 * size_in_bytes(args[2])
 
 
 @BYTES.rule(

@@ -11,8 +11,8 @@ Corrections
   each weight belongs to one group; it was `groups` times as much: `convolution_backward_flops`.
 - `native_batch_norm_backward` without a weight: ``10 n - c``, or n with running statistics; it was
   an error: `flop_rules_norm`.
-- `max_pool2d_with_indices`, `avg_pool2d` with a kernel of one number: k * k positions, as ATen takes
-  it for both dimensions; it was an error, or k in a list of one.
+- `max_pool2d_with_indices`, `avg_pool2d` with a kernel of one number: k * k positions, as ATen
+  takes it for both dimensions; it was an error, or k in a list of one.
 - `add.Scalar`, `sub.Scalar`, `rsub.Scalar` with a factor, which is given by its position: it is a
   product; it was ignored.
 - `rsub` with a factor: ``rsub(x, y) = y - alpha x`` scales x; elements of y were counted.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snnfx.op_counter.flop_table import FLOPS
 from snnfx.op_counter.op_names import packets, variants
-from snnfx.op_counter.operands import Args, Kwargs, argument, sum_of_terms
+from snnfx.op_counter.operands import Args, Kwargs, argument, places, sum_of_terms
 
 
 @FLOPS.rule(*packets([*variants(["index_put", "_index_put_impl"]), "_unsafe_index_put"]))
@@ -24,13 +24,13 @@ def index_put_flops(args: Args, kwargs: Kwargs, out: Tensor) -> int:
 @FLOPS.rule(*packets(variants(["scatter_add", "scatter_reduce", "index_reduce"])))
 def scatter_flops(args: Args, kwargs: Kwargs, out: Tensor) -> int:
     """``(x, dim, index, src)``: one for each element that is written."""
-    return args[3].numel() if len(args[2].shape) == 1 else args[2].numel()
+    return places(args)
 
 
 @FLOPS.rule(*packets(variants(["index_add"])))
 def index_add_flops(args: Args, kwargs: Kwargs, out: Tensor) -> int:
     """``x + alpha * source``, at some places."""
-    return args[3].numel() * (1 if kwargs.get("alpha", 1) == 1 else 2)
+    return places(args) * (1 if kwargs.get("alpha", 1) == 1 else 2)
 
 
 @FLOPS.rule(

@@ -228,11 +228,8 @@ def dropout_flops(args: Args, kwargs: Kwargs, out: Any) -> int:
     return 2 * args[0].numel()
 
 
-NO_ATEN = [
-    torch.ops.prims.convert_element_type,
-    torch.ops.profiler._record_function_enter_new,
-    torch.ops.profiler._record_function_exit,
-]
-"""Conversions in decomposed graphs, and the marks that optimizers leave for the profiler."""
+ops = torch.ops
+MARKS = [ops.profiler._record_function_enter_new, ops.profiler._record_function_exit]
+"""What optimizers leave for the profiler."""
 
-FLOPS.rule(*NO_ATEN)(no_flops)
+FLOPS.rule(ops.prims.convert_element_type, *MARKS)(no_flops)

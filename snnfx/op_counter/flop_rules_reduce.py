@@ -126,13 +126,16 @@ def logsumexp_flops(args: Args, kwargs: Kwargs, out: Tensor) -> int:
     return 2 * n + 2 * sum_of_terms(n, m) + 2 * m
 
 
-@FLOPS.rule(
-    *packets(names("cumsum cumsum_ cumprod cumprod_ _cummax_helper _cummin_helper cummax cummin"))
-)
+@FLOPS.rule(*packets(names("cumsum cumsum_ cumprod cumprod_ cummax cummin")))
 def scan_flops(args: Args, kwargs: Kwargs, out: Any) -> int:
     """Each element but the first of a row takes one."""
-    dim = args[3] if len(args) > 3 else args[1]
-    return sum_of_terms(args[0].numel(), _rows_of(args[0], dim))
+    return sum_of_terms(args[0].numel(), _rows(args, kwargs))
+
+
+@FLOPS.rule(*packets(["_cummax_helper", "_cummin_helper"]))
+def scan_into_flops(args: Args, kwargs: Kwargs, out: Any) -> int:
+    """``(x, values, indices, dim)``, see `scan_flops`."""
+    return sum_of_terms(args[0].numel(), _rows_of(args[0], args[3]))
 
 
 @FLOPS.rule(*packets(["logcumsumexp", "_logcumsumexp"]))

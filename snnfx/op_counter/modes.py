@@ -77,7 +77,7 @@ class _Counting:
         schema = getattr(func, "_schema", None)
         if schema is None or not schema.is_mutable:
             return
-        if any(counter.has_rule(func) for counter in self._looking):
+        if any(func in counter.asking for counter in self._looking):
             self._values.look((*args, *kwargs.values()))
 
     def _count(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:

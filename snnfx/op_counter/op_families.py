@@ -70,10 +70,3 @@ GATHERS = names("""
     index _unsafe_index index_select gather take embedding
 """)
 """Some elements of the first operand, at the places that the others say."""
-
-SCATTERS = names("""
-    index_put index_put_ _unsafe_index_put _index_put_impl_ scatter scatter_ scatter_add
-    scatter_add_ scatter_reduce scatter_reduce_ index_add index_add_ index_copy index_copy_
-    index_reduce index_reduce_ index_fill index_fill_ masked_scatter_
-""")
-"""Elements that are written to, or added to, some places of the first operand."""

@@ -70,3 +70,16 @@ def sum_of_terms(terms: int, sums: int) -> int:
     With more sums than terms there are sums without a term, which take no addition.
     """
     return max(terms - sums, 0)
+
+
+def places(args: Args) -> int:
+    """The elements of x that a call ``(x, dim, index, values)`` of its family writes to.
+
+    ``scatter`` and its like have an index for each, ``index_copy`` and its like one for each slice
+    along a dimension.
+    """
+    x, dim, index = args[:3]
+    if index.dim() == x.dim() and x.dim() > 1:
+        return index.numel()
+    others = prod(size for d, size in enumerate(x.shape) if d != dim % x.dim()) if x.dim() else 1
+    return index.numel() * others

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +14,8 @@ from snnfx.op_counter.tracker import GLOBAL
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from snnfx.op_counter.symbolic import Resizing, SymbolicCounts
 
 Stage = Literal["forward", "backward"]
 
@@ -68,12 +70,14 @@ class CountReport:
         spike_tensors: what AC and SynOps depend on.
         unsupported: by quantity, the operators without a rule and how often they ran.
         warnings: what the user should know of these counts.
+        resizing: how `symbolic` counts the step at other sizes; None where it cannot.
     """
 
     operators: tuple[OperatorCount, ...]
     spike_tensors: tuple[SpikeTensor, ...]
     unsupported: Mapping[str, Mapping[str, int]]
     warnings: tuple[str, ...]
+    resizing: Resizing | None = field(default=None, repr=False, compare=False)
 
     def total(self, quantity: str, stage: Stage | None = None, scope: str = GLOBAL) -> Count:
         """The sum of a quantity.
@@ -97,6 +101,17 @@ class CountReport:
                 for scope in (GLOBAL, *entry.path):
                     records[scope][entry.operator] += entry.counts[quantity]
         return {scope: dict(counts) for scope, counts in records.items()}
+
+    def symbolic(self) -> SymbolicCounts:
+        """The counts as expressions; see `snnfx.op_counter.symbolic.SymbolicCounts`.
+
+        Raises:
+            OptionError: the report does not come from `snnfx.op_counter.count` in this process.
+            CaptureError: the counts are no polynomials of the sizes.
+        """
+        from snnfx.op_counter.symbolic import symbolic_counts
+
+        return symbolic_counts(self)
 
     def table(self, depth: int | None = 3, title: str | None = None) -> Table:
         """A table for `rich.print`; see `snnfx.op_counter.report_table.report_table`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +27,12 @@ it comes from a rate. Rules only add and multiply it."""
 SAMPLE = 64
 """Elements that are looked at first: a tensor of floats shows with the first few that it is none
 of spikes."""
+
+PART = 2**18
+"""Elements that a CPU looks at together: 1 MiB of floats, which its cache keeps between passes."""
+
+EXACT = 2**24
+"""A float32 counts in ones up to here."""
 
 
 class SpikeFacts(Protocol):
@@ -53,7 +60,8 @@ class SpikeFacts(Protocol):
         """How many products of elements of two binary operands are 1.
 
         Args:
-            contract: computes the sums of products from the two operands.
+            contract: computes sums of products, whose total is the number, from the two operands;
+                without an error, whatever their dtypes are (see `exact_sum`).
             positions: of the operands.
             dense: how many products there are.
         """
@@ -86,26 +94,79 @@ def is_binary_tensor(x: Tensor) -> bool:
 
 
 def number_of_spikes(x: Tensor) -> int | None:
-    """The number of ones in a tensor of zeros and ones; None for any other tensor."""
+    """The number of ones in a tensor of zeros and ones; None for any other tensor.
+
+    Exact for each number of elements, dtype and layout. A tensor is read in parts that fit a cache,
+    up to the first part that is none of spikes; nothing of its size is allocated, unless it is
+    neither dense nor expanded.
+    """
     with without_dispatch(), torch.no_grad():
-        if x.dtype is not torch.bool and not _looks_binary(x):
+        if x.layout is not torch.strided:
+            x = x.to_dense()
+        if x.is_complex():
+            real = torch.view_as_real(x.resolve_conj().resolve_neg())
+            return None if bool(real[..., 1].ne(0).any()) else number_of_spikes(real[..., 0])
+        flat, copies = _distinct_elements(x)
+        if not _looks_binary(flat):
             return None
-        nonzero = int(torch.count_nonzero(x))
-        # NaN and all other numbers count as nonzero, but do not equal one.
-        if x.dtype is torch.bool or nonzero == 0:
-            return nonzero
-        return nonzero if nonzero == int(torch.count_nonzero(x.eq(1))) else None
+        total = 0
+        for part in flat.split(PART if flat.device.type == "cpu" else EXACT):
+            number = _number_in_part(part)
+            if number is None:
+                return None
+            total += number
+        return copies * total
 
 
-def _looks_binary(x: Tensor) -> bool:
-    """Whether a few elements are 0 or 1."""
-    few = x
-    while few.ndim and few.numel() > SAMPLE:
-        dim = max(range(few.ndim), key=lambda d: few.shape[d])
-        few = few.narrow(dim, 0, max(1, few.shape[dim] * SAMPLE // few.numel()))
-        if few.shape[dim] == 1:
-            few = few.select(dim, 0)
-    return bool((few.eq(0) | few.eq(1)).all())
+def _distinct_elements(x: Tensor) -> tuple[Tensor, int]:
+    """All elements in memory as one dimension, and how often `x` has each of them.
+
+    The order is that of memory if `x` fills its part of it, as a transposed tensor or one in
+    channels-last does, so nothing is copied.
+    """
+    if x.is_contiguous():
+        return x.view(-1), 1
+    copies = 1
+    for dim, stride in enumerate(x.stride()):
+        if stride == 0 and x.shape[dim] > 1:
+            copies *= x.shape[dim]
+            x = x.narrow(dim, 0, 1)
+    x = x.permute(sorted(range(x.ndim), key=lambda dim: -x.stride(dim)))
+    return x.reshape(-1), copies
+
+
+def _looks_binary(flat: Tensor) -> bool:
+    """Whether the first few elements are 0 or 1."""
+    return flat.dtype is torch.bool or all(v in (0, 1) for v in flat[:SAMPLE].tolist())
+
+
+def _number_in_part(part: Tensor) -> int | None:
+    """See `number_of_spikes`, of not more than `EXACT` elements in one dimension.
+
+    ``x - x * x`` is 0 for 0 and 1 alone, in floating point, too: the square of any other number
+    rounds to another number, their difference is not 0 since differences underflow gradually, and
+    what comes of NaN and infinities is NaN. A minimum keeps NaN.
+    """
+    if part.numel() == 0 or part.dtype is torch.bool:
+        return int(torch.count_nonzero(part))
+    if not part.is_floating_point():
+        low, high = torch.aminmax(part)
+        binary = int(low) >= 0 and int(high) <= 1
+        return int(part.sum(dtype=torch.int64)) if binary else None
+    if part.element_size() < 4:
+        part = part.float()
+    low, high = torch.aminmax(torch.addcmul(part, part, part, value=-1))
+    return int(part.sum()) if float(low) == 0 == float(high) else None
+
+
+def exact_sum(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """The sums of a binary tensor over some dimensions, as float64 without an error.
+
+    Sums in float32, which are several times faster, hold integers up to 2 ** 24.
+    """
+    terms = prod(x.shape[dim] for dim in dims)
+    fits = terms <= EXACT and x.dtype is not torch.float64
+    return x.sum(tuple(dims), dtype=torch.float32 if fits else torch.float64).double()
 
 
 class MeasuredValues:
@@ -116,6 +177,7 @@ class MeasuredValues:
 
     def __init__(self) -> None:
         self._numbers: dict[int, tuple[Tensor, int | None]] = {}
+        self._weighted: dict[tuple[int, Any], int] = {}
 
     def number(self, x: Tensor) -> int | None:
         """See `number_of_spikes`."""
@@ -123,6 +185,18 @@ class MeasuredValues:
         if found is None:
             found = self._numbers[id(x)] = (x, number_of_spikes(x))
         return found[1]
+
+    def weighted(self, x: Tensor, weights: Sequence[Sequence[int]]) -> int:
+        """See `SpikeFacts.weighted_spikes`."""
+        self.number(x)
+        key = (id(x), tuple(map(tuple, weights)))
+        if key not in self._weighted:
+            with without_dispatch(), torch.no_grad():
+                total = exact_sum(x, (0, 1))
+                for vector in reversed(weights):
+                    total = total @ torch.tensor(vector, dtype=total.dtype, device=total.device)
+                self._weighted[key] = int(total)
+        return self._weighted[key]
 
     def look(self, values: Iterable[Any]) -> None:
         """Look at tensors that are about to be written to."""
@@ -133,6 +207,7 @@ class MeasuredValues:
     def forget(self) -> None:
         """The call has been counted."""
         self._numbers.clear()
+        self._weighted.clear()
 
 
 @dataclass(frozen=True)
@@ -150,25 +225,31 @@ class MeasuredFacts:
         return self.values.number(self.args[position]) or 0
 
     def weighted_spikes(self, position: int, weights: Sequence[Sequence[int]]) -> int:
-        x: Tensor = self.args[position]
-        constant = [set(vector) for vector in weights]
-        if all(len(values) == 1 for values in constant):
-            factor = 1
-            for (value,) in constant:
-                factor *= value
-            return factor * self.spikes(position)
-        with without_dispatch(), torch.no_grad():
-            # Integers, since a float32 counts no further than 2 ** 24.
-            total = x.ne(0).sum((0, 1))
-            for vector in reversed(weights):
-                total = total @ torch.tensor(vector, dtype=total.dtype, device=total.device)
-            return int(total)
+        factor = 1
+        for vector in weights:
+            if len(set(vector)) != 1:
+                return self.values.weighted(self.args[position], weights)
+            factor *= vector[0]
+        return factor * self.spikes(position)
 
     def coincidences(self, contract: Callable[..., Tensor], *positions: int, dense: int) -> int:
         del dense
         with without_dispatch(), torch.no_grad():
-            operands = [self.args[position].double() for position in positions]
-            return int(contract(*operands).sum())
+            return int(contract(*(self.args[position] for position in positions)).sum())
+
+
+@dataclass(frozen=True)
+class ShapeRule:
+    """A `SpikeRule` that asks nothing about spikes.
+
+    Attributes:
+        rule: counts a call by the shapes and numbers that it was given.
+    """
+
+    rule: Rule
+
+    def __call__(self, call: SpikeCall) -> Count:
+        return self.rule(tuple(call.args), dict(call.kwargs), call.out)
 
 
 class SpikeCounter(BaseCounter):
@@ -181,6 +262,7 @@ class SpikeCounter(BaseCounter):
 
     Attributes:
         table: as given.
+        asking: the operators whose rules ask about spikes.
         values: what is known of the call that is being counted: set by a mode, whose counters share
             it; None outside of one.
     """
@@ -191,8 +273,16 @@ class SpikeCounter(BaseCounter):
         extra_rules: Mapping[Any, Rule] | None = None,
         extra_ignore_modules: Iterable[Ignored] | None = None,
     ) -> None:
-        rules = {target: self._measuring(rule) for target, rule in rules_of(table).items()}
+        rules: dict[Any, Rule] = {}
+        asking: set[Any] = set()
+        for target, rule in rules_of(table).items():
+            if isinstance(rule, ShapeRule):
+                rules[target] = rule.rule
+            else:
+                rules[target] = self._measuring(rule)
+                asking.add(target)
         super().__init__(rules, extra_rules, extra_ignore_modules)
+        self.asking = frozenset(asking.difference(extra_rules or ()))
         self.table = table
         self.values: MeasuredValues | None = None
 

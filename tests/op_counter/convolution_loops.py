@@ -38,9 +38,9 @@ class Geometry:
         )  # fmt: skip
 
 
-def products(large: Tensor, small: Tensor, weight: Tensor, geometry: Geometry) -> Iterator[
-    tuple[Index, Index, Index]
-]:  # fmt: skip
+def products(
+    small: Tensor, weight: Tensor, geometry: Geometry
+) -> Iterator[tuple[Index, Index, Index]]:
     """The indices into the three tensors that one product joins, for every product."""
     channels, per_group = weight.shape[0] // geometry.groups, weight.shape[1]
     sizes = (*small.shape[:1], *weight.shape[:2], *small.shape[2:], *weight.shape[2:])
@@ -67,16 +67,16 @@ def cropped(x: Tensor, geometry: Geometry) -> Tensor:
     return x
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, out: Tensor) -> (
-    tuple[Tensor, int]
-):  # fmt: skip
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, out: Tensor
+) -> tuple[Tensor, int]:
     """The result, of the shape of `out`, and the FLOPs that it took."""
     if geometry.transposed:
         large, small = torch.zeros_like(padded(out, geometry)), x
     else:
         large, small = padded(x, geometry), torch.zeros_like(out)
     flops = 0
-    for at_large, at_small, at_weight in products(large, small, weight, geometry):
+    for at_large, at_small, at_weight in products(small, weight, geometry):
         if geometry.transposed:
             large[at_large] += small[at_small] * weight[at_weight]
         else:
@@ -89,15 +89,15 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
     return result, flops
 
 
-def gradients(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[
-    list[Tensor], list[int]
-]:  # fmt: skip
+def gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry
+) -> tuple[list[Tensor], list[int]]:
     """Those of input, weight and bias, and the FLOPs of each."""
     outer, inner = (gradient, x) if geometry.transposed else (x, gradient)
     large, small = padded(outer, geometry), inner
     of_large, of_small, of_weight = (torch.zeros_like(t) for t in (large, small, weight))
     flops = [0, 0, 0]
-    for at_large, at_small, at_weight in products(large, small, weight, geometry):
+    for at_large, at_small, at_weight in products(small, weight, geometry):
         if geometry.transposed:
             of_small[at_small] += large[at_large] * weight[at_weight]
         else:
