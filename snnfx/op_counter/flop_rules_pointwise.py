@@ -232,4 +232,7 @@ ops = torch.ops
 MARKS = [ops.profiler._record_function_enter_new, ops.profiler._record_function_exit]
 """What optimizers leave for the profiler."""
 
-FLOPS.rule(ops.prims.convert_element_type, *MARKS)(no_flops)
+NO_ATEN = [ops.prims.convert_element_type, *MARKS]
+"""What is counted as nothing without being an ATen operator."""
+
+FLOPS.rule(*NO_ATEN)(no_flops)
