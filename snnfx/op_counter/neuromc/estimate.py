@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snnfx.errors import OptionError
 from snnfx.op_counter.counter import Ignored
+from snnfx.op_counter.model_call import call_model
 from snnfx.op_counter.neuromc.config import MemoryHierarchyConfig
 from snnfx.op_counter.neuromc.profiler import NeuroMCEnergyProfiler
 from snnfx.op_counter.neuromc.report import NeuroMCRuntimeEnergyReport
@@ -96,7 +97,7 @@ def _step(
     optimizer: torch.optim.Optimizer | None,
 ) -> None:
     with profiler.stage("forward"):
-        output = _called(model, inputs)
+        output = call_model(model, inputs)
     if loss_fn is None:
         return
     with profiler.suspend():
@@ -106,12 +107,6 @@ def _step(
     if optimizer is not None:
         with profiler.stage("optimizer", phase="optimizer"):
             profiler.record_optimizer_step()
-
-
-def _called(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, dict):
-        return model(**cast(dict[str, Any], inputs))
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
 
 @contextmanager
