@@ -98,9 +98,7 @@ def count(
         return count_step(replace(step, args=resized)).rated(GivenRates.of(None), ())
 
     counting = count_step(step)
-    report = (
-        counting.measured(step, warnings) if is_measured else counting.rated(given, warnings)
-    )
+    report = counting.measured(step, warnings) if is_measured else counting.rated(given, warnings)
     return replace(report, resizing=Resizing(dims.sizes, at))
 
 
@@ -151,9 +149,7 @@ class _Counting:
         ]
 
 
-def _report(
-    tally: Tally, spikes: Iterable[SpikeTensor], warnings: Iterable[str]
-) -> CountReport:
+def _report(tally: Tally, spikes: Iterable[SpikeTensor], warnings: Iterable[str]) -> CountReport:
     unsupported = {q: dict(missed) for q, missed in tally.unsupported.items() if missed}
     return CountReport(tally.operators(), tuple(spikes), unsupported, tuple(warnings))
 
@@ -184,9 +180,7 @@ def _grids_of(args: Sequence[Any]) -> tuple[list[Grid | None], list[str]]:
     ]
 
 
-def _seeds(
-    record: StepRecord, model: nn.Module, grids: Sequence[Grid | None]
-) -> dict[Node, Grid]:
+def _seeds(record: StepRecord, model: nn.Module, grids: Sequence[Grid | None]) -> dict[Node, Grid]:
     """What is known of the values of inputs and of the model's state."""
     states = (_grid_of(tensor) for tensor in state_tensors(model))
     pairs = (*zip(record.inputs, grids, strict=True), *zip(record.states, states, strict=True))

@@ -213,7 +213,9 @@ def _fitted(
     for place in product(range(len(points)), repeat=len(symbols)):
         powers = [
             (
-                prod((basis[i][e] for i, e in zip(place, exponents, strict=True)), start=Fraction(1)),
+                prod(
+                    (basis[i][e] for i, e in zip(place, exponents, strict=True)), start=Fraction(1)
+                ),
                 sympy.Mul(*(s**e for s, e in zip(symbols, exponents, strict=True))),
             )
             for exponents in product(range(degree + 1), repeat=len(symbols))
