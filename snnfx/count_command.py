@@ -29,7 +29,7 @@ from snnfx.op_counter import (
 from snnfx.op_counter.compute_energy import compute_energy_of
 from snnfx.op_counter.report import CountReport
 from snnfx.op_counter.report_energy import energy_json, energy_table
-from snnfx.op_counter.report_plot import draw_energy
+from snnfx.op_counter.report_plot import draw_energy, priced
 from snnfx.op_counter.report_roofline import device_named
 from snnfx.progress import Notices
 from snnfx.target import Built
@@ -161,13 +161,17 @@ def _formulas(report: CountReport) -> Mapping[str, Any]:
 def _energy(call: CountCall, built: Built, report: CountReport) -> Any:
     """The report of the energy model that was asked for."""
     if call.energy == "compute":
-        cost = PRECISIONS[call.precision or "fp32"]()
-        return compute_energy_of(report, ComputeEnergyConfig(strict=call.strict, cost_config=cost))
+        config = ComputeEnergyConfig(strict=call.strict, cost_config=_cost(call))
+        return compute_energy_of(report, config)
     if call.energy == "spikesim":
         return estimate_spikesim_event_energy(
             built.model, built.inputs, config=SpikeSimEnergyConfig(), strict=call.strict
         )
     return _neuromc(call, built.model, built.inputs)
+
+
+def _cost(call: CountCall) -> ComputeEnergyCostConfig:
+    return PRECISIONS[call.precision or "fp32"]()
 
 
 def _neuromc(call: CountCall, model: nn.Module, inputs: tuple[Any, ...]) -> Any:
@@ -191,6 +195,9 @@ def _write(call: CountCall, found: _Found) -> None:
     if call.plot is not None:
         if found.energy is None:
             found.report.plot(call.plot)
+        elif call.energy == "compute":
+            prices = {"mac": _cost(call).e_mac_pj, "ac": _cost(call).e_ac_pj}
+            draw_energy(found.energy, call.plot, priced(found.report, prices))
         else:
             draw_energy(found.energy, call.plot)
     if call.roofline is not None:

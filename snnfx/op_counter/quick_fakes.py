@@ -68,9 +68,7 @@ class QuickFakes:
     def _made(self, known: tuple[Described, ...] | Described) -> Any:
         if isinstance(known, tuple):
             return tuple(self._made(one) for one in known)
-        return fake_of_description(
-            self._mode, known.shape, known.stride, known.dtype, known.device
-        )
+        return fake_of_description(self._mode, known.shape, known.stride, known.dtype, known.device)
 
 
 _RETURNS_NEW: dict[Any, bool] = {}

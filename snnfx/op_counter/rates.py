@@ -122,9 +122,7 @@ class RatedFacts:
         uses = prod(value.shape[:2]) * prod(sum(vector) for vector in weights)
         return self.rates.rate(node) * uses
 
-    def coincidences(
-        self, contract: Callable[..., Tensor], *positions: int, dense: int
-    ) -> Count:
+    def coincidences(self, contract: Callable[..., Tensor], *positions: int, dense: int) -> Count:
         """The product of the rates times the number of products: spikes taken as independent."""
         del contract
         return prod((self.rates.rate(self._node(p)) for p in positions), start=1) * dense

@@ -41,12 +41,13 @@ def draw_counts(report: CountReport, path: str | PathLike[str]) -> None:
     _draw(panels, path, format_count)
 
 
-def draw_energy(report: Any, path: str | PathLike[str]) -> None:
+def draw_energy(report: Any, path: str | PathLike[str], operators_pj: Bars | None = None) -> None:
     """A panel for each way in which an energy report divides its total.
 
     Args:
         report: of one of the energy models.
         path: of the image file.
+        operators_pj: of each operator, by stage, for a report that does not tell; see `priced`.
 
     Raises:
         OptionError: as of `draw_counts`.
@@ -56,7 +57,27 @@ def draw_energy(report: Any, path: str | PathLike[str]) -> None:
     panels = [
         (f"energy {part.title}", _limited(_one_series(part))) for part in energy_parts(report)
     ]
+    if operators_pj:
+        panels.insert(0, ("energy by operator", _limited(operators_pj)))
     _draw(panels, path, format_pj)
+
+
+def priced(report: CountReport, prices_pj: Mapping[str, float]) -> Bars:
+    """What each operator costs, by stage, in pJ.
+
+    Args:
+        report: of counts.
+        prices_pj: of one operation of a quantity.
+
+    Raises:
+        OptionError: the counts depend on rates that are symbols.
+    """
+    energies: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for quantity, price_pj in prices_pj.items():
+        for operator, stages in operator_bars(report, quantity).items():
+            for stage, number in stages.items():
+                energies[operator][stage] += price_pj * number
+    return energies
 
 
 def operator_bars(report: CountReport, quantity: str) -> Bars:

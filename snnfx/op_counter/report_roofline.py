@@ -164,5 +164,6 @@ def _draw_labels(axes: Any, points: Sequence[LayerPoint]) -> None:
         axes.annotate(
             point.module.partition(".")[2] or point.module,
             (point.intensity, point.attainable_flops_per_second),
-            xytext=(8, -10), textcoords="offset points", fontsize=8,
+            xytext=(3, -7), textcoords="offset points", fontsize=8,
+            rotation=-40, rotation_mode="anchor", va="top",
         )  # fmt: skip

@@ -43,7 +43,9 @@ class NamedDims:
             if dim is not None:
                 of[symbol] = _dims(name, dim, tensors)
                 sizes[symbol] = _size(name, of[symbol], tensors)
-        if len(of) == 2 and any(t is not None and t == n for t, n in zip(*of.values(), strict=True)):
+        if len(of) == 2 and any(
+            t is not None and t == n for t, n in zip(*of.values(), strict=True)
+        ):
             raise OptionError("time_dim and batch_dim name the same dimension: name two, or one")
         return cls(of, sizes)
 

@@ -15,7 +15,7 @@ import pytest
 from snnfx.errors import OptionError
 from snnfx.op_counter.report import CountReport
 from snnfx.op_counter.report_energy import energy_json, energy_parts, energy_table, format_pj
-from snnfx.op_counter.report_plot import MAX_BARS, draw_energy, operator_bars
+from snnfx.op_counter.report_plot import MAX_BARS, draw_energy, operator_bars, priced
 from snnfx.op_counter.report_roofline import roofline_points
 from snnfx.passes.cost.roofline import DEVICES
 
@@ -180,6 +180,19 @@ def test_drawn_energies_are_labelled(tmp_path: Path) -> None:
     for expected in ("energy by stage", "7.5 nJ", "sram/write"):
         assert expected in text
     assert "reg/read" not in text  # it is nothing
+
+
+def test_operators_are_priced_by_what_they_count(tmp_path: Path) -> None:
+    energies = priced(small_report(), {"mac": 4.5, "ac": 0.5})
+    assert {name: dict(stages) for name, stages in energies.items()} == {
+        "aten.convolution.default": {"forward": 2000 * 4.5},
+        "aten.convolution_backward.default": {"backward": 4000 * 4.5},
+        "aten.mm.default": {"forward": 30 * 0.5},
+    }
+    draw_energy(Energies(), tmp_path / "energy.svg", energies)
+    text = (tmp_path / "energy.svg").read_text()
+    for expected in ("energy by operator", "aten.mm.default", "18 nJ", "energy by stage"):
+        assert expected in text
 
 
 def test_the_operators_of_a_report_are_those_of_the_test() -> None:
