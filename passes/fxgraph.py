@@ -20,6 +20,7 @@ VALUE_KEY = "val"
 DONATED_KEY = "snnfx_donated"
 LATE_KEY = "snnfx_late"
 STACK_KEY = "stack_trace"
+MODULES_KEYS = ("nn_module_stack", "fwd_nn_module_stack")
 TILE_KEY = "snnfx_tile"
 
 
@@ -176,6 +177,15 @@ def donor_of(node: Node) -> Node | None:
 def stack_trace(node: Node) -> str:
     """The user's code that called for this node, as Python prints a stack; empty if unknown."""
     return node.meta.get(STACK_KEY) or ""
+
+
+def module_stack(node: Node) -> tuple[tuple[str, Any], ...]:
+    """The modules that the node was called in, outermost first: the tracer's name, and the class.
+
+    For a node of the backward, those of the operator that it belongs to; empty if unknown.
+    """
+    found = next((node.meta[key] for key in MODULES_KEYS if node.meta.get(key)), {})
+    return tuple((str(name), kind) for name, kind in found.values())
 
 
 def dependents(graph: Graph, roots: Iterable[Node]) -> frozenset[Node]:

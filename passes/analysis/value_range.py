@@ -130,7 +130,9 @@ class ValueRanges:
         return fact is not None and fact.grid is not None and lapse in fact.lapses
 
 
-def analyse_value_ranges(graph: Graph, seeds: Mapping[Node, Grid] | None = None) -> ValueRanges:
+def analyse_value_ranges(
+    graph: Graph, seeds: Mapping[Node, Grid] | None = None, *, read_before_written: bool = False
+) -> ValueRanges:
     """Find the tensors of a graph of ATen ops whose elements are on a small grid.
 
     Args:
@@ -138,9 +140,12 @@ def analyse_value_ranges(graph: Graph, seeds: Mapping[Node, Grid] | None = None)
             dtypes, shapes and devices are read, and nothing is written.
         seeds: claims that the caller vouches for, usually of placeholders. One that does not fit
             the node's dtype is left out.
+        read_before_written: whether no node is read once its storage has been written in place, as
+            in the graphs of `snnfx.eager.graph_recorder`. What is claimed of a node then holds
+            wherever it is read.
     """
     seeds = seeds or {}
-    written = written_nodes(graph)
+    written = frozenset[Node]() if read_before_written else written_nodes(graph)
 
     def transfer(node: Node, facts: Mapping[Node, Outcome]) -> Outcome:
         if node in written:

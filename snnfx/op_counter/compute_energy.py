@@ -193,7 +193,7 @@ class ComputeEnergyProfiler:
         return _report(
             {name: counter.get_total() for name, counter in self._counters.items()},
             {name: self._mode.get_unsupported(c) for name, c in self._counters.items()},
-            any(counter.records for counter in self._counters.values()),
+            any(self._counters[name].records for name, priced in _PRICED.items() if priced),
             self.config,
         )
 
@@ -250,7 +250,7 @@ def compute_energy_of(
     return _report(
         {name: report.total(quantity, stage) for name, quantity in _OF_REPORT.items()},
         {name: report.unsupported.get(quantity, {}) for name, quantity in _OF_REPORT.items()},
-        any(set(entry.counts) & set(_OF_REPORT.values()) for entry in report.operators),
+        any("mac" in entry.counts or "ac" in entry.counts for entry in report.operators),
         config,
     )
 
@@ -261,7 +261,7 @@ def _report(
     anything: bool,
     config: ComputeEnergyConfig,
 ) -> ComputeEnergyReport:
-    """Price counts; `anything` tells whether any operator was counted at all."""
+    """Price counts; `anything` tells whether any operator was looked at for MACs and ACs."""
     cost = config.cost_config
     mac_pj, ac_pj = counts["mac"] * cost.e_mac_pj, counts["ac"] * cost.e_ac_pj
     return ComputeEnergyReport(
@@ -281,8 +281,8 @@ def _warnings(
     warnings: list[str] = []
     if not anything:
         warnings.append(
-            "no operator was counted: run the model inside of the profiler, outside of the modules "
-            "in extra_ignore_modules"
+            "MACs and ACs of no operator were counted: run the model inside of the profiler, and "
+            "outside of the modules in extra_ignore_modules"
         )
     missing = [name for name in unsupported if unsupported[name]]
     warnings += [_missing(name, unsupported[name]) for name in missing]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +21,13 @@ Ignored = type[nn.Module] | nn.Module
 
 def rules_of(table: OpTable[Any]) -> dict[Any, Any]:
     """The rules of a table by what runs: those of a packet for each of its overloads."""
+    return dict(_expanded(table, sum(1 for _ in table)))
+
+
+@lru_cache(maxsize=32)
+def _expanded(table: OpTable[Any], size: int) -> dict[Any, Any]:
+    """See `rules_of`; computed once for a table of that many rules, which are never replaced."""
+    del size
     rules: dict[Any, Any] = {}
     for target in table:
         if isinstance(target, torch._ops.OpOverloadPacket):

@@ -22,6 +22,7 @@ Corrections
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from snnfx.op_counter.counter import BaseCounter, Ignored, Rule, rules_of
@@ -43,4 +44,10 @@ class FlopCounter(BaseCounter):
         extra_rules: Mapping[Any, Rule] | None = None,
         extra_ignore_modules: Iterable[Ignored] | None = None,
     ) -> None:
-        super().__init__(rules_of(FLOPS), extra_rules, extra_ignore_modules)
+        super().__init__(_rules(), extra_rules, extra_ignore_modules)
+
+
+@cache
+def _rules() -> dict[Any, Rule]:
+    """Those of the table, by overload; it takes a while to find them all."""
+    return rules_of(FLOPS)

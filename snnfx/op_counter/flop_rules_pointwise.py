@@ -233,6 +233,6 @@ MARKS = [ops.profiler._record_function_enter_new, ops.profiler._record_function_
 """What optimizers leave for the profiler."""
 
 NO_ATEN = [ops.prims.convert_element_type, *MARKS]
-"""What is counted as nothing without being an ATen operator."""
+"""Operators of other namespaces: conversions in decomposed graphs, and marks."""
 
 FLOPS.rule(*NO_ATEN)(no_flops)

@@ -39,13 +39,13 @@ class ProvenMeasuredFacts:
         measured: of the run.
         operands: the arguments of the call's node.
         sources: what is proven.
-        unproven: gathers the operands that are binary in the run without proof, with their ones.
+        unproven: the ones in operands that were asked about and are binary without proof.
     """
 
     measured: MeasuredFacts
     operands: Sequence[Any]
     sources: SpikeSources
-    unproven: dict[Node, int]
+    unproven: dict[Node, int] = field(default_factory=dict[Node, int])
 
     def is_binary(self, position: int) -> bool:
         if position >= len(self.operands) or not isinstance(self.operands[position], Node):
@@ -66,26 +66,13 @@ class ProvenMeasuredFacts:
         return self.measured.coincidences(contract, *positions, dense=dense)
 
 
-@dataclass
-class SpikesSeen:
-    """What a run showed.
-
-    Attributes:
-        ones: the number of ones in each of the values to watch.
-        unproven: the same for operands that rules asked about, binary in the run without proof.
-    """
-
-    ones: dict[Node, int] = field(default_factory=dict[Node, int])
-    unproven: dict[Node, int] = field(default_factory=dict[Node, int])
-
-
 def run_beside(
     step: Step,
     record: StepRecord,
     sources: SpikeSources,
     watched: Collection[Node],
     on_call: OnCall,
-) -> SpikesSeen:
+) -> dict[Node, int]:
     """Run a step for real and call back for each operator; the model stays as it is.
 
     The run is of a copy of the model whose parameters share their memory with the model's.
@@ -96,6 +83,9 @@ def run_beside(
         sources: what is proven about it.
         watched: binary values of which the ones are counted.
         on_call: is called after each operator.
+
+    Returns:
+        The number of ones in each value to watch.
 
     Raises:
         OptionError: an input, a parameter or a state has no values.
@@ -111,7 +101,7 @@ def run_beside(
         with run:
             step.run(twin, inputs)
     run.finish()
-    return run.seen
+    return run.ones
 
 
 def _check_values(model: nn.Module, args: Sequence[Any]) -> None:
@@ -160,13 +150,13 @@ class _RunBeside(TorchDispatchMode):
         self._on_call = on_call
         self._next = 0
         self._values = MeasuredValues()
-        self.seen = SpikesSeen()
+        self.ones: dict[Node, int] = {}
 
     def note(self, nodes: Sequence[Node], tensors: Sequence[Any]) -> None:
         """Count the ones in tensors, as far as their nodes are watched."""
         for node, tensor in zip(nodes, tensors, strict=True):
             if node in self._watched:
-                self.seen.ones[node] = number_of_spikes(tensor) or 0
+                self.ones[node] = number_of_spikes(tensor) or 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -179,10 +169,7 @@ class _RunBeside(TorchDispatchMode):
         try:
             out = func(*args, **kwargs)
             facts = MeasuredFacts(args, self._values)
-            self._on_call(
-                call,
-                ProvenMeasuredFacts(facts, call.node.args, self._sources, self.seen.unproven),
-            )
+            self._on_call(call, ProvenMeasuredFacts(facts, call.node.args, self._sources))
         finally:
             self._values.forget()
         self._note_results(call.node, out)

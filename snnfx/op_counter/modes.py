@@ -70,6 +70,8 @@ class _Counting:
             self._count(func, args, kwargs, out)
         finally:
             self._values.forget()
+            for counter in self._looking:
+                counter.values = None
         return out
 
     def _look_before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -77,7 +79,7 @@ class _Counting:
         schema = getattr(func, "_schema", None)
         if schema is None or not schema.is_mutable:
             return
-        if any(func in counter.asking for counter in self._looking):
+        if any(counter.asks(func) for counter in self._looking):
             self._values.look((*args, *kwargs.values()))
 
     def _count(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:

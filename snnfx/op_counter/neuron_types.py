@@ -28,18 +28,23 @@ _IF_OR_LIF: dict[str, frozenset[str]] = {
 
 def is_neuron(module: nn.Module) -> bool:
     """Whether a module is a spiking neuron, or a population of them."""
-    ours = isinstance(module, (IFNode, LIFNode, ParametricLIFNode))
-    return ours or _descends(module, _OF_FRAMEWORKS)
+    return is_neuron_type(type(module))
+
+
+def is_neuron_type(cls: type) -> bool:
+    """The same of a class."""
+    ours = issubclass(cls, (IFNode, LIFNode, ParametricLIFNode))
+    return ours or _descends(cls, _OF_FRAMEWORKS)
 
 
 def is_if_or_lif(module: nn.Module) -> bool:
     """Whether a module is an integrate-and-fire neuron, leaky with a constant rate or not."""
     ours = isinstance(module, (IFNode, LIFNode)) and not isinstance(module, ParametricLIFNode)
-    return ours or _descends(module, _IF_OR_LIF)
+    return ours or _descends(type(module), _IF_OR_LIF)
 
 
-def _descends(module: nn.Module, names: dict[str, frozenset[str]]) -> bool:
+def _descends(cls: type, names: dict[str, frozenset[str]]) -> bool:
     return any(
-        cls.__name__ in names.get(cls.__module__.partition(".")[0], frozenset())
-        for cls in type(module).__mro__
+        base.__name__ in names.get(base.__module__.partition(".")[0], frozenset())
+        for base in cls.__mro__
     )

@@ -22,6 +22,7 @@ from snnfx.eager.storages import Storages, tensors_in
 from snnfx.eager.trace import not_recordable, total_of
 from snnfx.eager.twin import fake_arguments, fake_twin, kept_as_it_is
 from snnfx.errors import CaptureError
+from snnfx.op_counter.neuron_types import is_neuron
 from snnfx.op_counter.quick_fakes import QuickFakes
 from snnfx.op_counter.report import Stage
 from snnfx.op_counter.tracker import ActiveModuleTracker
@@ -64,14 +65,18 @@ class StepRecord:
         inputs: the placeholders of the tensors among the arguments, by their place there.
         states: those of the model's buffers and of the tensors among its attributes, by the
             position of `state_tensors`.
-        modules: of the model, by the names in `RecordedCall.path`.
+        names: of placeholders that stand for inputs.
+        neurons: which names in `RecordedCall.path` are neurons.
+        read_before_written: whether no node is read after its storage was written.
     """
 
     graph: Graph = field(repr=False)
     calls: tuple[RecordedCall, ...] = field(repr=False)
     inputs: tuple[Node, ...]
     states: tuple[Node, ...] = field(repr=False)
-    modules: Mapping[str, nn.Module] = field(repr=False)
+    names: Mapping[Node, str] = field(repr=False)
+    neurons: frozenset[str] = field(repr=False)
+    read_before_written: bool
 
 
 @dataclass(frozen=True)
@@ -122,8 +127,10 @@ def record_operators(step: Step) -> StepRecord:
                 raise
             except RuntimeError as error:
                 raise not_recordable(recorder.place(), error) from error
-    modules = dict(twin.named_modules(prefix=type(twin).__name__))
-    return StepRecord(recorder.graph, tuple(recorder.calls), given, states, modules)
+    modules = twin.named_modules(prefix=type(twin).__name__)
+    neurons = frozenset(name for name, module in modules if is_neuron(module))
+    names = {node: f"input {index}" for index, node in enumerate(given)}
+    return StepRecord(recorder.graph, tuple(recorder.calls), given, states, names, neurons, True)
 
 
 def without_gradients(net: nn.Module) -> None:

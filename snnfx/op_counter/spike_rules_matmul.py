@@ -16,8 +16,6 @@ each product.
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 from torch import Tensor
 
@@ -51,24 +49,6 @@ def product(call: SpikeCall) -> tuple[Product, ...]:
 def added_product(call: SpikeCall) -> tuple[Product, ...]:
     """``beta c + alpha (x @ y)``; `addbmm` sums over the batch as well."""
     return _matrices(call, 1, 2)
-
-
-@linear("linear")
-def rows_by_weights(call: SpikeCall) -> tuple[Product, ...]:
-    """``x [.., k] @ weight [n, k]^T``: an element of x is used n times, a weight once a row."""
-    x, weight = call.args[:2]
-    rows, columns = prod(x.shape[:-1]), prod(weight.shape[:-1])
-    return (
-        Product(
-            Operand(0, columns),
-            Operand(1, rows),
-            dense=rows * weight.numel(),
-            contract=lambda a, b: (
-                exact_sum(a.reshape(-1, a.shape[-1]), [0])
-                * exact_sum(b.reshape(-1, b.shape[-1]), [0])
-            ),
-        ),
-    )
 
 
 def _by_vector(call: SpikeCall, x: int, y: int) -> tuple[Product, ...]:

@@ -16,7 +16,6 @@ from fractions import Fraction
 import torch
 from torch.fx import Node
 
-from snnfx.op_counter.neuron_types import is_neuron
 from snnfx.op_counter.record import StepRecord
 from snnfx.op_counter.spikes import Count
 from snnfx.passes.analysis.grid import Grid
@@ -61,7 +60,9 @@ class SpikeSources:
     """
 
     def __init__(self, record: StepRecord, seeds: Mapping[Node, Grid]) -> None:
-        self.ranges: ValueRanges = analyse_value_ranges(record.graph, seeds)
+        self.ranges: ValueRanges = analyse_value_ranges(
+            record.graph, seeds, read_before_written=record.read_before_written
+        )
         self._names = _Names(record)
 
     def is_binary(self, node: object) -> bool:
@@ -173,15 +174,15 @@ class _Names:
     """Names of sources: by the module that fires, and the operator where that is not enough."""
 
     def __init__(self, record: StepRecord) -> None:
-        self._modules = record.modules
+        self._neurons = record.neurons
         self._calls = {call.node: call for call in record.calls}
-        self._inputs = {node: f"input {i}" for i, node in enumerate(record.inputs)}
+        self._given = record.names
         self._first: dict[str, tuple[object, str]] = {}
 
     def of(self, source: Node) -> str:
         call = self._calls.get(producer(source) if is_getitem(source) else source)
         if call is None:
-            return self._inputs.get(source, "state")
+            return self._given.get(source, "state")
         base = self._module(call.path) or "outside of modules"
         kind = (call.node.target, call.stage)
         if self._first.setdefault(base, kind) == kind:
@@ -193,6 +194,5 @@ class _Names:
         """The outermost neuron that is running, or else the innermost module."""
         if not path:
             return ""
-        neurons = (n for n in path if n in self._modules and is_neuron(self._modules[n]))
-        name = next(neurons, path[-1])
+        name = next((name for name in path if name in self._neurons), path[-1])
         return name.partition(".")[2] or name

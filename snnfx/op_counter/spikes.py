@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snnfx._torch_compat import without_dispatch
 from snnfx.op_counter.counter import BaseCounter, Ignored, Rule, rules_of
@@ -252,6 +253,36 @@ class ShapeRule:
         return self.rule(tuple(call.args), dict(call.kwargs), call.out)
 
 
+@dataclass(frozen=True)
+class MeasuringRule:
+    """A `SpikeRule` as a rule of a counter: it looks at the tensors of the call.
+
+    Attributes:
+        rule: as the table has it.
+    """
+
+    rule: SpikeRule
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+        return self.measured(args, kwargs, out, MeasuredValues())
+
+    def measured(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, values: MeasuredValues
+    ) -> int:
+        """What a call counts, with what is known of its tensors already."""
+        return int(self.rule(SpikeCall(args, kwargs, out, MeasuredFacts(args, values))))
+
+
+@lru_cache(maxsize=32)
+def _measuring(table: OpTable[SpikeRule], size: int) -> dict[Any, Rule]:
+    """The rules of a table of that many rules, by what runs."""
+    del size
+    return {
+        target: rule.rule if isinstance(rule, ShapeRule) else MeasuringRule(rule)
+        for target, rule in rules_of(table).items()
+    }
+
+
 class SpikeCounter(BaseCounter):
     """A counter whose rules ask which operands are spikes.
 
@@ -262,7 +293,6 @@ class SpikeCounter(BaseCounter):
 
     Attributes:
         table: as given.
-        asking: the operators whose rules ask about spikes.
         values: what is known of the call that is being counted: set by a mode, whose counters share
             it; None outside of one.
     """
@@ -273,22 +303,27 @@ class SpikeCounter(BaseCounter):
         extra_rules: Mapping[Any, Rule] | None = None,
         extra_ignore_modules: Iterable[Ignored] | None = None,
     ) -> None:
-        rules: dict[Any, Rule] = {}
-        asking: set[Any] = set()
-        for target, rule in rules_of(table).items():
-            if isinstance(rule, ShapeRule):
-                rules[target] = rule.rule
-            else:
-                rules[target] = self._measuring(rule)
-                asking.add(target)
+        rules = _measuring(table, sum(1 for _ in table))
         super().__init__(rules, extra_rules, extra_ignore_modules)
-        self.asking = frozenset(asking.difference(extra_rules or ()))
         self.table = table
         self.values: MeasuredValues | None = None
 
-    def _measuring(self, rule: SpikeRule) -> Rule:
-        def count(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
-            facts = MeasuredFacts(args, self.values or MeasuredValues())
-            return int(rule(SpikeCall(args, kwargs, out, facts)))
+    def asks(self, func: Any) -> bool:
+        """Whether the rule of an operator asks about spikes."""
+        return isinstance(self.rules.get(func), MeasuringRule)
 
-        return count
+    def count(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: Any,
+        active_modules: set[nn.Module] | None = None,
+        parent_names: set[str] | None = None,
+    ) -> int:
+        """See `BaseCounter.count`; what another counter of a mode has found is not sought again."""
+        del active_modules, parent_names
+        rule = self.rules[func]
+        if isinstance(rule, MeasuringRule) and self.values is not None:
+            return rule.measured(args, kwargs, out, self.values)
+        return int(rule(args, kwargs, out))

@@ -12,10 +12,20 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from snnfx._torch_compat import FakeTensor
+from snnfx.capture.offline import Capture
 from snnfx.eager.storages import tensors_in
-from snnfx.op_counter.measured import SpikesSeen, run_beside
+from snnfx.errors import OptionError
+from snnfx.op_counter.captured import record_of_capture
+from snnfx.op_counter.measured import ProvenMeasuredFacts, run_beside
 from snnfx.op_counter.rates import MEASURED, GivenRates, RatedFacts, Rates
-from snnfx.op_counter.record import Loss, Step, StepRecord, record_operators, state_tensors
+from snnfx.op_counter.record import (
+    Loss,
+    RecordedCall,
+    Step,
+    StepRecord,
+    record_operators,
+    state_tensors,
+)
 from snnfx.op_counter.report import CountReport, SpikeTensor
 from snnfx.op_counter.resize import Dim, NamedDims
 from snnfx.op_counter.spike_sources import BINARY, RateMap, SpikeSource, SpikeSources
@@ -27,8 +37,8 @@ from snnfx.passes.fxgraph import numel, tensor_value
 
 
 def count(
-    model: nn.Module,
-    example_inputs: Tensor | Sequence[Any],
+    model: nn.Module | Capture,
+    example_inputs: Tensor | Sequence[Any] | None = None,
     *,
     loss: Loss | None = None,
     train: bool = False,
@@ -56,8 +66,14 @@ def count(
     `train` gradients enabled or not) that it would run in at this moment, from the state that it
     is in; gradients of parameters are taken to be None.
 
+    What `snnfx.capture` made of a model can be counted, too: it takes rates as numbers or symbols,
+    and `train` tells whether its backward counts. Its graph is functional: a state that a neuron
+    writes is a new tensor, batch norm returns its statistics, what the tracer found to be dead or
+    an alias (`detach`, gradients that are handed on) is left out, and the modules of a backward's
+    operators are those of the forward's that they belong to. Heavy operators count the same.
+
     Args:
-        model: its tensors may be real, fake, or on the meta device.
+        model: its tensors may be real, fake, or on the meta device; or a `Capture`.
         example_inputs: its positional arguments, of which only the sizes count (but see above); one
             tensor stands for a sequence of one.
         loss: takes what `model` returns and gives a scalar; None for the sum of all floating-point
@@ -77,27 +93,37 @@ def count(
     Raises:
         CaptureError: the model cannot run on fake tensors, has nothing to train, or takes another
             way in the measured run.
-        OptionError: rates or quantities are none.
+        OptionError: rates, dimensions or quantities are none, or the argument is not for a Capture.
         UncountedError: an operator has no rule, with `strict`.
     """
-    args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    rules = RuleSets.of(extra_rules or {})
     is_measured = isinstance(rates, str) and rates == MEASURED
     given = GivenRates.of(0 if is_measured else rates)
+    if isinstance(model, Capture):
+        if is_measured or any(v is not None for v in (example_inputs, loss, time_dim, batch_dim)):
+            raise OptionError(
+                "a Capture has its inputs and its loss, and cannot run: give count() of it only "
+                "train, rates (numbers or None), strict and extra_rules, or count its model"
+            )
+        record = record_of_capture(model, train)
+        return _Counting(record, SpikeSources(record, {}), rules, strict).rated(given, ())
+    if example_inputs is None:
+        raise OptionError("count() of a model needs example_inputs: the arguments of its forward")
+    args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     dims = NamedDims.find(args, time_dim, batch_dim)
-    rules = RuleSets.of(extra_rules or {})
     step = Step(model, args, loss, train, train or torch.is_grad_enabled())
     grids, warnings = _grids_of(args)
 
-    def count_step(step: Step) -> _Counting:
+    def recorded(step: Step) -> _Counting:
         record = record_operators(step)
         sources = SpikeSources(record, _seeds(record, model, grids))
         return _Counting(record, sources, rules, strict)
 
     def at(sizes: Mapping[str, int]) -> CountReport:
-        resized = dims.resized(args, sizes)
-        return count_step(replace(step, args=resized)).rated(GivenRates.of(None), ())
+        other = replace(step, args=dims.resized(args, sizes))
+        return recorded(other).rated(GivenRates.of(None), ())
 
-    counting = count_step(step)
+    counting = recorded(step)
     report = counting.measured(step, warnings) if is_measured else counting.rated(given, warnings)
     return replace(report, resizing=Resizing(dims.sizes, at))
 
@@ -122,11 +148,18 @@ class _Counting:
         """Count the spikes of a run."""
         _, found = self._with_rates(GivenRates(Fraction(0), {}))
         tally = Tally(self.rules, self.strict)
+        unproven: dict[Node, int] = {}
+
+        def add(call: RecordedCall, facts: ProvenMeasuredFacts) -> None:
+            counted = tally.add(call, facts)
+            if facts.unproven and tally.counts(call, facts.measured) != counted:
+                unproven.update(facts.unproven)
+
         watched = {node for source in found for node in source.nodes}
-        seen = run_beside(step, self.record, self.sources, watched, tally.add)
-        spikes = [SpikeTensor(s.name, s.numel, _rate_seen(s, seen), True) for s in found]
-        unproven = self._unproven(seen)
-        return _report(tally, [*spikes, *unproven], [*warnings, *_of_unproven(unproven)])
+        ones = run_beside(step, self.record, self.sources, watched, add)
+        proven = [SpikeTensor(s.name, s.numel, _rate_seen(s, ones), True) for s in found]
+        others = self._unproven(unproven)
+        return _report(tally, [*proven, *others], [*warnings, *_of_unproven(others)])
 
     def _with_rates(self, rate: Callable[[str], Count]) -> tuple[Tally, tuple[SpikeSource, ...]]:
         rates = RateMap(self.sources, rate)
@@ -135,10 +168,10 @@ class _Counting:
             tally.add(call, RatedFacts(call.node.args, self.sources, rates))
         return tally, rates.found()
 
-    def _unproven(self, seen: SpikesSeen) -> list[SpikeTensor]:
-        """What was binary in the run without proof, by name."""
+    def _unproven(self, seen: Mapping[Node, int]) -> list[SpikeTensor]:
+        """What was binary in the run without proof, by name; from the ones in it."""
         found: dict[str, tuple[int, int]] = {}
-        for node, ones in seen.unproven.items():
+        for node, ones in seen.items():
             value = tensor_value(node)
             before = found.get(self.sources.name(node), (0, 0))
             size = 0 if value is None else numel(value)
@@ -154,9 +187,9 @@ def _report(tally: Tally, spikes: Iterable[SpikeTensor], warnings: Iterable[str]
     return CountReport(tally.operators(), tuple(spikes), unsupported, tuple(warnings))
 
 
-def _rate_seen(source: SpikeSource, seen: SpikesSeen) -> Count:
-    ones = sum(seen.ones.get(node, 0) for node in source.nodes)
-    return plain(Fraction(ones, max(source.numel, 1)))
+def _rate_seen(source: SpikeSource, ones: Mapping[Node, int]) -> Count:
+    fired = sum(ones.get(node, 0) for node in source.nodes)
+    return plain(Fraction(fired, max(source.numel, 1)))
 
 
 def _of_unproven(unproven: Sequence[SpikeTensor]) -> list[str]:

@@ -116,7 +116,9 @@ class SymbolicCounts:
         Raises:
             OptionError: a size is no symbol or not positive, or a rate is none.
         """
-        values = {self._size(name, value): value for name, value in sizes.items()}
+        values: dict[sympy.Symbol, Any] = {
+            self._size(name, value): sympy.Integer(value) for name, value in sizes.items()
+        }
         given = GivenRates.of(rates)
         given.check(self.rates)
         for name, symbol in self.rates.items():
@@ -258,7 +260,7 @@ def _agrees(
     sizes: Sizes,
 ) -> bool:
     """Whether polynomials give what was counted at some sizes."""
-    values = dict(zip(symbols.values(), sizes, strict=True))
+    values = {s: sympy.Integer(size) for s, size in zip(symbols.values(), sizes, strict=True)}
     for key in {*entries, *counted}:
         at_sizes: defaultdict[sympy.Expr, Fraction] = defaultdict(Fraction)
         for term, factor in entries.get(key, {}).items():

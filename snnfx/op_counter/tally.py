@@ -20,14 +20,17 @@ from snnfx.op_counter.counter import Rule, rules_of
 from snnfx.op_counter.flop_rules import FLOPS
 from snnfx.op_counter.record import RecordedCall
 from snnfx.op_counter.report import QUANTITIES, OperatorCount, frozen
-from snnfx.op_counter.spikes import Count, SpikeCall, SpikeFacts, SpikeRule
+from snnfx.op_counter.spike_rules import ACS, MACS, SYNOPS
+from snnfx.op_counter.spikes import Count, ShapeRule, SpikeCall, SpikeFacts, SpikeRule
 from snnfx.passes.fxgraph import node_value
 from snnfx.passes.optable import OpTable
 
 SHAPE_TABLES: Mapping[str, OpTable[Rule]] = MappingProxyType({"flops": FLOPS, "bytes": BYTES})
 """The rules that look at shapes only, by quantity."""
 
-SPIKE_TABLES: Mapping[str, OpTable[SpikeRule]] = MappingProxyType({})
+SPIKE_TABLES: Mapping[str, OpTable[SpikeRule]] = MappingProxyType(
+    {"mac": MACS, "ac": ACS, "synops": SYNOPS}
+)
 """The rules that ask which operands are spikes, by quantity."""
 
 ExtraRules = Mapping[str, Mapping[Any, Rule]]
@@ -59,9 +62,14 @@ class RuleSets:
                 f"{', '.join(QUANTITIES)}"
             )
         shape = {name: rules_of(table) for name, table in SHAPE_TABLES.items()}
-        spike = {name: rules_of(table) for name, table in SPIKE_TABLES.items()}
+        spike: dict[str, dict[Any, SpikeRule]] = {}
+        for name, table in SPIKE_TABLES.items():
+            rules = rules_of(table)
+            asking = {t: rule for t, rule in rules.items() if not isinstance(rule, ShapeRule)}
+            spike[name] = asking
+            shape[name] = {t: rule.rule for t, rule in rules.items() if t not in asking}
         for name, rules in extra.items():
-            shape.setdefault(name, {}).update(rules)
+            shape[name].update(rules)
             for target in rules:
                 spike.get(name, {}).pop(target, None)
         return cls(shape, spike)
@@ -103,8 +111,8 @@ class Tally:
         self._entries: dict[Hashable, _Entry] = {}
         self.unsupported: dict[str, Counter[str]] = {q: Counter() for q in rules.quantities}
 
-    def add(self, call: RecordedCall, facts: SpikeFacts) -> None:
-        """Count one call.
+    def add(self, call: RecordedCall, facts: SpikeFacts) -> dict[str, Count]:
+        """Count one call: what it counts, by quantity.
 
         Args:
             call: of an operator.
@@ -116,11 +124,13 @@ class Tally:
         target = call.node.target
         entry = self._entries.setdefault((call.path, call.stage, target), _Entry())
         entry.calls += 1
-        for quantity, value in self._counts(call, facts).items():
+        counted = self.counts(call, facts)
+        for quantity, value in counted.items():
             entry.counts[quantity] = entry.counts.get(quantity, 0) + value
         for quantity, missed in self.unsupported.items():
             if not self._rules.has(quantity, target):
                 self._miss(quantity, missed, target)
+        return counted
 
     def operators(self) -> tuple[OperatorCount, ...]:
         """What was counted."""
@@ -129,8 +139,9 @@ class Tally:
             for key, entry in self._entries.items()
         )
 
-    def _counts(self, call: RecordedCall, facts: SpikeFacts) -> dict[str, Count]:
-        """By quantity; calls with arguments of the same description count shapes the same."""
+    def counts(self, call: RecordedCall, facts: SpikeFacts) -> dict[str, Count]:
+        """What one call counts, by quantity; it is not added."""
+        # Calls with arguments of the same description count the same by their shapes.
         target: Any = call.node.target
         key = (target, call.result_is_argument, *_description(call.node))
         known = self._known.get(key)

@@ -27,6 +27,18 @@ from tests.op_counter.nets import BUILDERS, Net, build
 aten = torch.ops.aten
 
 
+CORRECTED_ACS = {
+    # 3 x 3 places averaged to 2 x 2: 3 additions for each of T * N * C * 4 results; no rule there.
+    "spikingjelly_vgg": 3 * (6 * 16 * 4),
+    # In the first step, potentials and a threshold of 1 are binary. That one is subtracted from
+    # each of them (2 x 6 x 8 x 8, and 2 x 5); the peer counts it once.
+    "snntorch": (2 * 6 * 8 * 8 - 1) + (2 * 5 - 1),
+    # 1 + erf(...) of each element of a hidden layer, 4 x 64; no rule there.
+    "ours_plain_mlp": 4 * 64,
+}
+"""ACs that the peer leaves out, see the rules of `snnfx.op_counter.ac`, by network."""
+
+
 def spikes() -> Tensor:
     """12 of 20 elements are ones."""
     x = torch.zeros(2, 10)
@@ -50,32 +62,34 @@ def peer_report(net: Net, preset: str) -> tuple[Any, int]:
     return profiler.get_report(), own
 
 
-def assert_equal_energies(net: Net, preset: str) -> None:
+def assert_equal_energies(name: str, preset: str) -> None:
+    net = build(name)
     net.model.eval()
     theirs, own = peer_report(net, preset)
+    corrected = CORRECTED_ACS.get(name, 0) - own
     net.reset()
     cost = getattr(ComputeEnergyCostConfig, preset)()
     ours = estimate_compute_energy(
         net.model, net.inputs, config=ComputeEnergyConfig(cost_config=cost)
     )
-    expected = {**theirs.counts, "ac": theirs.counts["ac"] - own}
+    expected = {**theirs.counts, "ac": theirs.counts["ac"] + corrected}
     assert {k: ours.counts[k] for k in ("mac", "ac", "synop")} == {
         k: expected[k] for k in ("mac", "ac", "synop")
     }
     assert ours.energy_mac_pj == theirs.energy_mac_pj
-    assert ours.energy_ac_pj == pytest.approx(theirs.energy_ac_pj - own * cost.e_ac_pj)
+    assert ours.energy_ac_pj == pytest.approx(theirs.energy_ac_pj + corrected * cost.e_ac_pj)
     assert ours.energy_total_pj == ours.energy_mac_pj + ours.energy_ac_pj > 0
     assert ours.breakdown_pj == {"mac_pj": ours.energy_mac_pj, "ac_pj": ours.energy_ac_pj}
 
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_energies_equal_those_of_the_peer(name: str) -> None:
-    assert_equal_energies(build(name), "fp32")
+    assert_equal_energies(name, "fp32")
 
 
 @pytest.mark.parametrize("preset", ["fp16", "int8"])
 def test_energies_at_other_costs_equal_those_of_the_peer(preset: str) -> None:
-    assert_equal_energies(build("spikingjelly_vgg"), preset)
+    assert_equal_energies("spikingjelly_vgg", preset)
 
 
 def test_a_layer_of_spikes_costs_an_accumulate_for_each_spike_and_output() -> None:
@@ -165,8 +179,8 @@ def test_ignored_modules_cost_nothing() -> None:
 
 
 def test_no_operator_is_warned_of_or_raised() -> None:
-    assert "no operator was counted" in estimate_compute_energy(nn.Identity(), 1).warnings[0]
-    with pytest.raises(UncountedError, match="no operator was counted"):
+    assert "of no operator were counted" in estimate_compute_energy(nn.Identity(), 1).warnings[0]
+    with pytest.raises(UncountedError, match="of no operator were counted"):
         estimate_compute_energy(nn.Identity(), 1, config=ComputeEnergyConfig(strict=True))
 
 
@@ -244,9 +258,11 @@ def test_graphs_with_operators_that_are_not_priced_are_warned_of_or_raised() -> 
     assert len(compute_energy_of(only_flops, strict).warnings) == 1
 
 
-def test_an_empty_graph_is_warned_of() -> None:
-    nothing = CountReport((), (), {}, ())
-    assert "no operator was counted" in compute_energy_of(nothing).warnings[0]
+def test_a_graph_without_counts_of_macs_and_acs_is_warned_of() -> None:
+    for counts in ([], [{"flops": 3, "bytes": 4}]):
+        operators = tuple(OperatorCount((), "forward", aten.mm.default, 1, c) for c in counts)
+        report = compute_energy_of(CountReport(operators, (), {}, ()))
+        assert "MACs and ACs of no operator were counted" in report.warnings[0]
 
 
 def test_counts_that_are_made_cannot_leave_out_modules() -> None:

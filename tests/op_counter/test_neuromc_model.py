@@ -19,6 +19,8 @@ from snnfx.op_counter.neuromc import (
     MemoryInstanceSpec,
     estimate_neuromc_runtime_energy,
 )
+from snnfx.op_counter.neuromc.modules import Stage
+from snnfx.op_counter.neuromc.operators import BACKWARD, FORWARD, OperatorCall, Products
 
 SIZES = st.integers(1, 4)
 
@@ -187,6 +189,25 @@ def test_products_of_activations_have_two_gradients_of_inputs() -> None:
     report = estimate_neuromc_runtime_energy(Attention(), x, loss_fn=F.mse_loss, target=x)
     assert report.primitive_counts["totals"]["mac"] == 3 * 2 * (2 * 3 * 3 * 5)
     assert set(report.energy_by_core_type) == {"ann_fe", "ann_be"}
+
+
+def test_normalisation_by_cudnn_is_normalisation() -> None:
+    """No GPU is needed to ask the rules: they look at shapes, and at whether there are spikes."""
+    x, gradient = torch.rand(2, 3, 4), torch.rand(2, 3, 4)
+    aten, products = torch.ops.aten, Products(nn.Linear(1, 1))
+    for table, kind, name, args in (
+        (FORWARD, "batch_norm", "native", (x,)),
+        (FORWARD, "batch_norm", "cudnn", (x,)),
+        (BACKWARD, "batch_norm_backward", "native", (gradient, x)),
+        (BACKWARD, "batch_norm_backward", "cudnn", (x, gradient)),
+    ):
+        rule = table.find(getattr(aten, f"{name}_{kind}").default)
+        assert rule is not None
+        (piece,) = rule(OperatorCall(name, args, None, Stage(), products)) or ()
+        assert piece.loops.as_dict() == {
+            "B": 2, "T": 1, "C": 3, "K": 3, "OY": 4, "OX": 1, "FY": 1, "FX": 1,
+        }  # fmt: skip
+        assert piece.core_type == ("ann_bn_bp" if table is BACKWARD else "ann_bn")
 
 
 @pytest.mark.parametrize(

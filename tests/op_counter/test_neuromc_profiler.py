@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from spikingjelly.activation_based import layer as peer_layer
 from spikingjelly.activation_based import neuron as peer_neuron
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from snnfx.errors import OptionError, ProfilerError, UncountedError
-from snnfx.neurons import IFNode, LIFNode
+from snnfx.neurons import IFNode, LIFNode, reset_net
 from snnfx.op_counter.neuromc import (
     MemoryHierarchyConfig,
     NeuroMCEnergyProfiler,
@@ -82,6 +83,49 @@ def test_neurons_of_snntorch_are_somas() -> None:
     assert report.counts_by_process_key["with_nothing"]["mac"] == 3 * 2 * (4 * 6 * 3)
 
 
+def test_a_layer_that_is_called_again_has_a_backward_for_each_call() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            spikes = (x > 0.5).float()
+            return self.linear(spikes) + self.linear(x)
+
+    model = Twice()
+    report = estimate_neuromc_runtime_energy(
+        model, VECTORS, loss_fn=F.mse_loss, target=VECTORS, strict=True
+    )
+    assert {core: counts["fragments"] for core, counts in report.counts_by_core_type.items()} == {
+        "fp_soma": 1,
+        "ann_fe": 1,
+        "wg": 1,
+        "ann_we": 1,
+    }
+
+
+def test_recomputation_of_a_forward_is_not_counted() -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = small()
+
+        def forward(self, x: Tensor) -> Any:
+            return checkpoint(self.inner, x, use_reentrant=False)
+
+    model = Checkpointed()
+    report = trained(model)
+    reset_net(model)
+    plain = trained(model.inner)
+    assert report.energy_by_op == pytest.approx(plain.energy_by_op)
+
+
+def test_operations_in_place_after_a_layer_run() -> None:
+    model = nn.Sequential(nn.Linear(6, 3), nn.ReLU(inplace=True))
+    assert trained(model).counts_by_process_key["with_nothing"]["fragments"] == 2
+
+
 def test_a_model_without_neurons_is_counted() -> None:
     report = estimate_neuromc_runtime_energy(nn.Sequential(nn.Linear(6, 3)), VECTORS)
     assert set(report.energy_by_process_key) == {"with_nothing"}
@@ -98,6 +142,18 @@ def test_operators_outside_of_the_model_are_named_or_refused() -> None:
     assert report.energy_total_pj == pytest.approx(rest.energy_total_pj)
     with pytest.raises(UncountedError, match=r"aten\.gelu\.default \(calls=2\)"):
         trained(model, strict=True)
+
+
+def test_pools_between_layers_are_outside_of_the_model_forward_and_backward() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), IFNode(v_threshold=0.1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 3)
+    )
+    x = torch.rand(4, 1, 4, 4)
+    report = estimate_neuromc_runtime_energy(model, x, loss_fn=F.cross_entropy, target=TARGET)
+    assert report.warnings == [
+        "outside of the NeuroMC model and left out: aten.max_pool2d_with_indices.default (calls=1)"
+        ", aten.max_pool2d_with_indices_backward.default (calls=1)"
+    ]
 
 
 def test_convolutions_in_3d_are_outside_of_the_model() -> None:

@@ -191,7 +191,7 @@ def _convolution_backward(call: OperatorCall) -> Iterable[Piece] | None:
     ]
 
 
-@FORWARD.rule(aten.native_batch_norm.default)
+@FORWARD.rule(aten.native_batch_norm.default, aten.cudnn_batch_norm.default)
 def _norm(call: OperatorCall) -> Iterable[Piece] | None:
     x = call.args[0]
     if x.dim() > 4:
@@ -202,6 +202,13 @@ def _norm(call: OperatorCall) -> Iterable[Piece] | None:
 @BACKWARD.rule(aten.native_batch_norm_backward.default)
 def _norm_backward(call: OperatorCall) -> Iterable[Piece]:
     gradient, x = call.args[:2]
+    piece = normalisation_backward(call.stage, None, gradient.shape, is_spikes(x))
+    yield _from_trace(piece)
+
+
+@BACKWARD.rule(aten.cudnn_batch_norm_backward.default)
+def _cudnn_norm_backward(call: OperatorCall) -> Iterable[Piece]:
+    x, gradient = call.args[:2]
     piece = normalisation_backward(call.stage, None, gradient.shape, is_spikes(x))
     yield _from_trace(piece)
 
@@ -234,15 +241,17 @@ def _storage(value: Tensor) -> int:
 
 _MOVES = """
     detach view t transpose permute expand slice select alias _unsafe_view as_strided unsqueeze
-    squeeze unbind clone copy_ cat stack split split_with_sizes index _reshape_alias lift_fresh
+    squeeze unbind clone copy_ cat stack split split_with_sizes index index_put flip roll
+    select_backward slice_backward _reshape_alias lift_fresh
     _to_copy _local_scalar_dense empty empty_like empty_strided new_empty new_empty_strided zeros
     zeros_like new_zeros ones ones_like new_ones full full_like fill_ zero_ scalar_tensor
-    _foreach_zero_
+    repeat _foreach_zero_
 """
 
 _ARITHMETIC = """
-    all add sub rsub mul div where sqrt rsqrt sigmoid sum mean eq ne lt
-    le gt ge logical_and logical_or logical_xor logical_not
+    add sub rsub mul div neg abs reciprocal pow sqrt rsqrt exp log sign clamp minimum maximum where
+    sigmoid sigmoid_backward tanh tanh_backward atan heaviside all sum mean eq ne lt le gt ge
+    logical_and logical_or logical_xor logical_not
 """
 
 _LOSSES = """
@@ -253,8 +262,8 @@ _LOSSES = """
 
 FREE = frozenset(name.rstrip("_") for name in (_MOVES + _ARITHMETIC + _LOSSES).split())
 """Operators that the model does not count, by name, in place or not: moves of data, arithmetic by
-element that the cores do on the way, and losses, which the host computes. SpikingJelly 2.0.0 leaves
-them out, too, but has mean squares as the only loss, and fills of memory in part."""
+element, as neurons and their surrogate gradients use, that the cores do on the way, and losses,
+which the host computes. SpikingJelly 2.0.0 leaves out most of them, too; it refuses the others."""
 
 
 def is_free(func: Any) -> bool:

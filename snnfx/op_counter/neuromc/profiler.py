@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from snnfx.errors import OptionError, ProfilerError, UncountedError
 from snnfx.op_counter.counter import Ignored
@@ -20,8 +20,6 @@ from snnfx.op_counter.neuromc.recorder import Recorder
 from snnfx.op_counter.neuromc.report import NeuroMCRuntimeEnergyReport, build_report
 
 PHASES = ("forward", "backward", "optimizer")
-
-_CONTAINERS = (tuple, list)
 
 
 class NeuroMCEnergyProfiler:
@@ -226,117 +224,3 @@ class NeuroMCEnergyProfiler:
             calls = [f"{name} (calls={count})" for name, count in sorted(recorder.outside.items())]
             warnings.append(f"outside of the NeuroMC model and left out: {', '.join(calls)}")
         return warnings
-
-
-def estimate_neuromc_runtime_energy(
-    model: nn.Module,
-    inputs: Any,
-    *,
-    target: Tensor | None = None,
-    loss_fn: Callable[[Any, Any], Tensor] | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-    core_type: str = "fp_soma",
-    op_cost_pj: dict[str, float] | None = None,
-    memory_cost_pj_per_bit: dict[str, float] | None = None,
-    memory_level_weights: dict[str, float] | None = None,
-    memory_model: str | None = None,
-    memory_config: MemoryHierarchyConfig | None = None,
-    strict: bool = False,
-    verbose: bool = False,
-    extra_ignore_modules: Sequence[Ignored] | None = None,
-) -> NeuroMCRuntimeEnergyReport:
-    """Energy of one step of a model on NeuroMC: it runs the forward, and the backward with a loss.
-
-    The optimizer's step is counted, not made: parameters stay as they are, and their gradients are
-    put back as they were. What the forward changes (states of neurons, running statistics) changes.
-
-    Args:
-        model: to run.
-        inputs: a tuple or list of positional arguments, a dict of named ones, or the only one.
-        target: second argument of `loss_fn`.
-        loss_fn: computes the loss from the output; the loss itself is not counted.
-        optimizer: whose step is counted; needs a loss.
-        core_type: see `NeuroMCEnergyProfiler`; so are all arguments below.
-        op_cost_pj: ignored, as in SpikingJelly; costs are in tables. A warning says so.
-        memory_cost_pj_per_bit: ignored.
-        memory_level_weights: ignored.
-        memory_model: ignored.
-        memory_config: the memories.
-        strict: what is outside of the model is an error.
-        verbose: print each piece of work.
-        extra_ignore_modules: modules, or types, inside of which nothing is counted.
-
-    Raises:
-        OptionError: an argument is missing or wrong; with `strict`, an optimizer outside the model.
-        UncountedError: with `strict`, operators outside of the model.
-    """
-    if loss_fn is not None and target is None:
-        raise OptionError("loss_fn needs a target: pass target=")
-    if loss_fn is None and optimizer is not None:
-        raise OptionError("an optimizer's step needs gradients: pass loss_fn= and target=")
-    ignored = {
-        "op_cost_pj": op_cost_pj,
-        "memory_cost_pj_per_bit": memory_cost_pj_per_bit,
-        "memory_level_weights": memory_level_weights,
-        "memory_model": memory_model,
-    }
-    profiler = NeuroMCEnergyProfiler(
-        core_type=core_type,
-        memory_config=memory_config,
-        strict=strict,
-        verbose=verbose,
-        extra_ignore_modules=extra_ignore_modules,
-    )
-    profiler.bind_model(model)
-    profiler.bind_optimizer(optimizer)
-    with _without_gradients(model, optimizer), profiler:
-        _step(profiler, model, inputs, loss_fn, target, optimizer)
-    report = profiler.get_report()
-    report.warnings += [
-        f"{name} is ignored" for name, value in ignored.items() if value is not None
-    ]
-    return report
-
-
-def _step(
-    profiler: NeuroMCEnergyProfiler,
-    model: nn.Module,
-    inputs: Any,
-    loss_fn: Callable[[Any, Any], Tensor] | None,
-    target: Tensor | None,
-    optimizer: torch.optim.Optimizer | None,
-) -> None:
-    with profiler.stage("forward"):
-        output = _called(model, inputs)
-    if loss_fn is None:
-        return
-    with profiler.suspend():
-        loss = loss_fn(output, target)
-    with profiler.stage("backward", phase="backward"):
-        loss.backward()
-    if optimizer is not None:
-        with profiler.stage("optimizer", phase="optimizer"):
-            profiler.record_optimizer_step()
-
-
-def _called(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, _CONTAINERS):
-        return model(*inputs)
-    return model(**cast(dict[str, Any], inputs)) if isinstance(inputs, dict) else model(inputs)
-
-
-@contextmanager
-def _without_gradients(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None
-) -> Generator[None]:
-    """Run with no gradients on the parameters, and put back those that there were."""
-    groups = optimizer.param_groups if optimizer is not None else ()
-    parameters = {*model.parameters(), *(p for group in groups for p in group["params"])}
-    before = {parameter: parameter.grad for parameter in parameters}
-    for parameter in parameters:
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        for parameter, gradient in before.items():
-            parameter.grad = gradient

@@ -128,16 +128,14 @@ class Recorder:
         if self._is_off() or self._is_recomputation():
             return
         back = in_backward() or self.stage.phase != "forward"
+        in_layer = not back and any(m in self._layers for m in self._tracker.active_modules)
         rule = (BACKWARD if back else FORWARD).find(func)
-        in_layer = any(module in self._layers for module in self._tracker.active_modules)
         name = str(resolve_name(func))
-        if rule is not None:
-            pieces = rule(OperatorCall(name, args, out, self.stage, self._products))
-            if pieces is not None:
-                found = list(pieces)  # a rule also remembers, so it runs inside of a layer, too
-                self._others += [] if in_layer and not back else found
-                return
-        if not in_layer and not is_free(func):
+        pieces = rule and rule(OperatorCall(name, args, out, self.stage, self._products))
+        if pieces is not None:
+            found = list(pieces)  # a rule also remembers, so it runs inside of a layer, too
+            self._others += [] if in_layer else found
+        elif not in_layer and not is_free(func):
             self.outside[name] += 1
 
     def _is_off(self) -> bool:
