@@ -6,13 +6,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.progress import Progress
 
+import bench_counting
 import bench_memory
 import bench_prediction
+import counting_peers
 import train_digits
 from bench_methods import METHODS, Session, Task, Worker, unavailable
 
@@ -83,6 +86,63 @@ def test_compressors_are_measured_at_each_rate(tmp_path: Path) -> None:
     assert ratios["Sparse, int32", 5] == 2 * ratios["Sparse, int64", 5]
     assert 7 < ratios["Sparse, int64", 5] / ratios["Sparse, int64", 50] < 13
     assert all(row["compress_clones"] > 0 for row in rows)
+
+
+def test_counters_are_compared_on_a_network_and_timed(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    command = [sys.executable, "examples/bench_counting.py", "--models", "vgg8_spikingjelly"]
+    command += ["--width", "0.0625", "--size", "16", "--time-steps", "2", "--batch", "1"]
+    command += ["--rounds", "1", "--threads", "1", "--static-model", "vgg8", "--check"]
+    done = subprocess.run([*command, "--json", str(file)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "NO   " not in done.stdout.replace("NO   overhead", "")
+    assert "vgg8: a training step counted from its graph in" in done.stdout
+    found = json.loads(file.read_text())["vgg8_spikingjelly"]
+    ours, theirs = (found[m]["counts"]["totals"] for m in ("dispatch", "spikingjelly"))
+    assert ours["synops"] == theirs["synops"] > 0
+    assert found["static"]["counts"]["totals"]["flops"] == ours["flops"]
+    assert all(len(found[method]["step_ms"]) == 1 for method in ("plain", "dispatch", "static"))
+
+
+def test_counts_that_differ_are_named_and_break_the_promise() -> None:
+    empty: dict[str, dict[str, int]] = {quantity: {} for quantity in counting_peers.COUNTERS}
+    ours = counting_peers.Counts({}, {**empty, "ac": {"aten.add.Tensor": 5, "aten.mm.default": 7}})
+    theirs = counting_peers.Counts({}, {**empty, "ac": {"aten.mm.default": 9}})
+    counts = {"dispatch": ours, "measured": theirs, "spikingjelly": theirs}
+    found = bench_counting.Comparison(
+        "vgg8",
+        [10.0],
+        {m: bench_counting.Result(m, counts.get(m), None, [15.0]) for m in bench_counting.METHODS},
+    )
+    assert bench_counting.differences(found) == [
+        "ac of aten.add.Tensor: 5; SpikingJelly 0, which has no rule for it",
+        "ac of aten.mm.default: 7; SpikingJelly 9",
+    ]
+    broken = [text for text, holds, _ in bench_counting.promises(found) if not holds]
+    assert broken == [
+        "ac: the graph counts what the run counts",
+        "overhead at most 0.5 of SpikingJelly's: 1.00",
+    ]
+    assert bench_counting.table_of(found, "a net").row_count == 4
+
+
+@pytest.mark.parametrize(
+    ("package", "function"),
+    [
+        ("syops", counting_peers.syops),
+        ("neurobench", counting_peers.neurobench),
+        ("spikingjelly", counting_peers.spikingjelly),
+    ],
+)
+def test_a_counter_whose_package_is_missing_says_how_to_install_it(
+    package: str, function: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    net = bench_counting.prepared("vgg8", TINY)
+    with pytest.raises(counting_peers.PeerMissingError, match=f"pip install .*{package}=="):
+        function(net)
 
 
 def test_predictions_are_measured_case_by_case_and_checked(tmp_path: Path) -> None:

@@ -135,8 +135,8 @@ def _draw(panels: Sequence[tuple[str, Bars]], path: str | PathLike[str], text: A
     for axes, (title, bars) in zip(all_axes, drawn, strict=False):
         _draw_bars(axes, title, bars, text)
         axes.set_ylim(max(len(bars) for _, bars in drawn) - 0.4, -0.6)
-    names = {name for _, bars in drawn for series in bars.values() for name in series}
-    if len(names) > 1:
+    names = {name for _, bars in drawn for series in bars.values() for name in series if name}
+    if names:
         figure.legend(*_legend(names), loc="outside lower center", ncols=len(names), frameon=False)
     figure.savefig(path, dpi=120)
 

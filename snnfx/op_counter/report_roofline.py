@@ -132,7 +132,10 @@ def draw_roofline(report: CountReport, path: str | PathLike[str], device: str) -
     _draw_labels(axes, points)
     axes.set_xlabel("arithmetic intensity [FLOP/byte]")
     axes.set_ylabel("attainable [FLOP/s]")
-    axes.set_title(f"{device}: layers, sized by their share of the time", fontsize=10)
+    speeds = device_named(device)
+    peak, stream = format_count(speeds.flops_per_second), format_count(speeds.bytes_per_second)
+    title = f"{device} ({peak}FLOP/s, {stream}B/s): layers, sized by their share of the time"
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3, which="both")
     axes.legend(loc="lower right", frameon=False)
     figure.savefig(path, dpi=120)
@@ -145,9 +148,6 @@ def _draw_roof(axes: Any, points: Sequence[LayerPoint], device: Device) -> None:
     roof = [start * device.bytes_per_second, device.flops_per_second, device.flops_per_second]
     axes.loglog([start, ridge, stop], roof, color="black", linewidth=1.2)
     axes.set_xlim(start, stop)
-    peak, stream = device.flops_per_second, device.bytes_per_second
-    text = f"{format_count(peak)}FLOP/s, {format_count(stream)}B/s"
-    axes.annotate(text, (stop, peak), xytext=(-4, 4), textcoords="offset points", ha="right")
 
 
 def _draw_labels(axes: Any, points: Sequence[LayerPoint]) -> None:
