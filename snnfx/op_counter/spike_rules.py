@@ -9,6 +9,7 @@ from snnfx.op_counter import (
     spike_rules_others,  # noqa: F401  # pyright: ignore[reportUnusedImport]
     spike_rules_pointwise,  # noqa: F401  # pyright: ignore[reportUnusedImport]
     spike_rules_reduce,  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    spike_rules_rnn,  # noqa: F401  # pyright: ignore[reportUnusedImport]
 )
 from snnfx.op_counter.spike_table import ACS, MACS, SYNOPS
 

@@ -1,4 +1,4 @@
-"""What adds at places given by values, optimizers, recurrent layers, and what takes nothing."""
+"""What adds at places that are given by values, optimizers, and what takes nothing."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from snnfx.op_counter.op_families import (
 )
 from snnfx.op_counter.op_names import foreach, names, packets, variants
 from snnfx.op_counter.operands import Args, Kwargs, argument, elements, sum_of_terms
-from snnfx.op_counter.spike_products import Operand, Product
-from snnfx.op_counter.spike_table import Work, fixed, linear, nothing
-from snnfx.op_counter.spikes import SpikeCall, exact_sum
+from snnfx.op_counter.spike_table import Work, fixed, nothing
 
 NO_SUMS = names("""
     leaky_relu _prelu_kernel rrelu_with_noise rrelu_with_noise_functional hardtanh relu6 hardshrink
@@ -32,7 +30,7 @@ NO_SUMS = names("""
     prod amax amin max min argmax argmin any all count_nonzero aminmax _aminmax _foreach_max
     max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d
     cumprod cummax cummin _cummax_helper _cummin_helper sort argsort msort topk median nanmedian
-    kthvalue mode scatter index_copy index_fill
+    kthvalue mode scatter index_copy index_fill masked_scatter_ poisson
     _amp_foreach_non_finite_check_and_unscale_ _amp_update_scale_
 """)
 """Products, comparisons and elementary functions, elements that are chosen, ordered and placed."""
@@ -55,9 +53,13 @@ def index_put(args: Args, kwargs: Kwargs, out: Tensor) -> Work:
     return Work(ac=args[2].numel() if argument(args, kwargs, 3, "accumulate", False) else 0)
 
 
-@fixed(*variants(["scatter_add"]))
+@fixed(*variants(["scatter_add", "scatter_reduce", "index_reduce"]))
 def scatter_add(args: Args, kwargs: Kwargs, out: Tensor) -> Work:
-    """``(x, dim, index, src)``: one for each element that is added."""
+    """``(x, dim, index, src, reduce)``: one for each element that is added, none of products."""
+    if len(args) > 4 and args[4] not in ("sum", "mean"):
+        return Work()
+    if args[2].numel() != args[3].numel():  # an index of rows, not of elements
+        return Work(ac=args[3].numel() if args[2].dim() == 1 else args[2].numel())
     return Work(ac=args[2].numel())
 
 
@@ -126,57 +128,3 @@ def adagrad(args: Args, kwargs: Kwargs, out: Any) -> Work:
     """``s += g g``, ``p -= lr g / (sqrt(s) + eps)``; a decay of weights."""
     decay = int(bool(kwargs.get("weight_decay")))
     return Work(ac=2, mac=1 + decay).times(elements(args[0]))
-
-
-RNN_CELL, LSTM_CELL = Work(ac=1), Work(ac=7, mac=1)
-"""Per hidden unit and step, besides matrix products and biases: ``tanh(a + b)``; four sums, three
-sigmoids, and ``f c + i g``."""
-
-RNN_BACKWARD, LSTM_BACKWARD = Work(mac=1), Work(ac=3, mac=3)
-"""``1 - h h``; of the gates ``1 - o``, ``1 - i``, ``1 - f``, ``1 - g g``, and of the state
-``gh o (1 - t t) + gc``."""
-
-LSTM_MODE = 2
-"""Of the modes that cuDNN numbers: relu, tanh, LSTM, GRU."""
-
-
-def _cells(call: SpikeCall, mode: int, plain: Work, lstm: Work) -> Work:
-    x, recurrent = call.args[0], call.args[2]
-    return (lstm if mode == LSTM_MODE else plain).times(prod(x.shape[:-1]) * recurrent.shape[-1])
-
-
-@linear(
-    "mkldnn_rnn_layer",
-    besides=lambda call: _cells(call, call.args[9], RNN_CELL, LSTM_CELL),
-)
-def rnn_layer(call: SpikeCall) -> tuple[Product, ...]:
-    """``(x [T, N, I], w_ih [G H, I], w_hh [G H, H], ...)``: at each step, both with their matrix.
-
-    States are made inside, and not binary.
-    """
-    x, of_input, recurrent = call.args[:3]
-    steps = prod(x.shape[:-1])
-    return (
-        Product(Operand(0, of_input.shape[0]), Operand(1, steps), steps * of_input.numel(), _sums),
-        Product(Operand(None, 0), Operand(2, steps), steps * recurrent.numel(), _sums),
-    )
-
-
-def _sums(a: Tensor, b: Tensor) -> Tensor:
-    """As of `linear`: coincidences of rows of `a` and rows of `b`."""
-    return exact_sum(a.flatten(0, -2), [0]) * exact_sum(b, [0])
-
-
-@linear(
-    "mkldnn_rnn_layer_backward",
-    besides=lambda call: _cells(call, call.args[14], RNN_BACKWARD, LSTM_BACKWARD),
-)
-def rnn_layer_backward(call: SpikeCall) -> tuple[Product, ...]:
-    """The gradients of gates with both matrices, and with input and states."""
-    forward = rnn_layer(call)
-    made = Operand(None, 0)
-    return tuple(
-        Product(made, operand, product.dense, _sums)
-        for product in forward
-        for operand in (product.left, product.right)
-    )

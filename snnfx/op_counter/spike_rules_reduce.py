@@ -109,6 +109,12 @@ def cumulative_sum(args: Args, kwargs: Kwargs, out: Tensor) -> Work:
     return Work(ac=sum_of_terms(args[0].numel(), _rows(args[0], args[1])))
 
 
+@fixed("logcumsumexp", "_logcumsumexp")
+def log_cumulative_sum(args: Args, kwargs: Kwargs, out: Tensor) -> Work:
+    """Each element but the first of a row takes ``max + log1p(exp(-abs(a - b)))``."""
+    return Work(ac=2 * sum_of_terms(args[0].numel(), _rows(args[0], args[1])))
+
+
 @fixed("_cdist_forward")
 def distance(args: Args, kwargs: Kwargs, out: Tensor) -> Work:
     """``x1 [.., P, M]``, ``x2 [.., R, M]``: differences, and a norm of M for each pair."""
@@ -165,7 +171,7 @@ def _adaptive_backward(dimensions: int) -> WorkRule:
     return rule
 
 
-for _dimensions in (1, 2, 3):
+for _dimensions in (2, 3):
     fixed(f"avg_pool{_dimensions}d")(_average(_dimensions))
     fixed(f"avg_pool{_dimensions}d_backward")(_average_backward(_dimensions))
     fixed(f"_adaptive_avg_pool{_dimensions}d")(_adaptive(_dimensions))
@@ -259,3 +265,17 @@ def nll(args: Args, kwargs: Kwargs, out: Any) -> Work:
     if weight is None:
         return Work(ac=sum_of_terms(n, 1))
     return Work(mac=n, ac=sum_of_terms(n, 1) if reduction == MEAN else 0)
+
+
+@fixed("multi_margin_loss")
+def multi_margin(args: Args, kwargs: Kwargs, out: Tensor) -> Work:
+    """``max(0, margin - x[target] + x)``, summed up over the classes, and over the samples."""
+    n, rows = args[0].numel(), args[1].numel()
+    reduced = argument(args, kwargs, 5, "reduction", MEAN) in (MEAN, SUM)
+    return Work(ac=2 * n + sum_of_terms(n, rows) + (sum_of_terms(rows, 1) if reduced else 0))
+
+
+@fixed("multi_margin_loss_backward")
+def multi_margin_backward(args: Args, kwargs: Kwargs, out: Tensor) -> Work:
+    """``margin - x[target] + x``, and the sum of a row at its target."""
+    return Work(ac=3 * out.numel())

@@ -63,7 +63,7 @@ def test_each_operator_of_a_step_counts_as_it_does_for_the_peer(name: str) -> No
             if (name, operator) not in BROADCAST:
                 assert mine[operator] == value, operator
                 compared += value > 0
-    assert compared > 3
+    assert compared > 2
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -100,13 +100,16 @@ def test_tables_of_one_quantity_know_the_same_operators_as_the_others(kind: Any)
 
 def composite(operator: Any) -> bool:
     """Whether PyTorch takes the operator apart before counters see it, but in inference mode."""
-    key = "CompositeImplicitAutograd"
-    return torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), key)
+    name, key = operator.name(), "CompositeImplicitAutograd"
+    return torch._C._dispatch_has_kernel(name) and torch._C._dispatch_has_kernel_for_dispatch_key(
+        name, key
+    )
 
 
 def test_what_inference_mode_leaves_whole_is_known_to_all_counters_or_none() -> None:
     flops = {op for op in all_overloads(FLOPS) if composite(op)}
     macs = {op for op in all_overloads(MACS) if composite(op)}
+    assert macs
     assert macs <= flops
 
 
@@ -121,7 +124,7 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "conv2d": (lambda: nn.Conv2d(4, 8, 3, stride=2, padding=1), (2, 4, 7, 7)),
     "depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4, padding=1), (2, 4, 6, 6)),
     "conv3d": (lambda: nn.Conv3d(2, 4, 2, stride=2), (2, 2, 4, 4, 4)),
-    "same": (lambda: nn.Conv2d(2, 3, 2, padding="same"), (1, 2, 5, 5)),
+    "same": (lambda: nn.Conv2d(2, 3, 3, padding="same"), (1, 2, 5, 5)),
     "circular": (lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (1, 2, 5, 5)),
     "transposed1d": (lambda: nn.ConvTranspose1d(4, 6, 3, 2, groups=2), (2, 4, 5)),
     "transposed2d": (
@@ -206,8 +209,8 @@ def test_what_was_seen_before_an_error_is_forgotten() -> None:
 
 
 def test_sigmoid_counts_one_addition_wherever_it_is_written() -> None:
-    assert total(ACCounter, lambda: reals(5).sigmoid()) == 5
-    assert total(ACCounter, lambda: reals(5).sigmoid_()) == 5
+    x = reals(5)
+    assert total(ACCounter, lambda: x.sigmoid()) == total(ACCounter, lambda: x.sigmoid_()) == 5
 
 
 def test_a_spike_that_is_broadcast_is_added_for_each_result() -> None:
@@ -230,9 +233,9 @@ def test_a_factor_makes_the_sum_of_reals_one_of_products() -> None:
 
 
 def test_a_factor_of_a_matrix_product_leaves_its_accumulations() -> None:
-    x, w = spikes(4, 5), reals(5, 3)
+    x, w, c = spikes(4, 5), reals(5, 3), reals(4, 3)
     for scale in (1, 2):
-        run = lambda a=scale: torch.addmm(reals(4, 3), x, w, alpha=a)  # noqa: E731
+        run = lambda a=scale: torch.addmm(c, x, w, alpha=a)  # noqa: E731
         assert total(ACCounter, run) == total(SynOpCounter, run) == 3 * x.sum()
         assert total(MACCounter, run) == 0
 
@@ -255,11 +258,12 @@ def test_accumulations_of_a_transposed_convolution_are_exact_where_float32_round
 
 
 def test_sums_of_nothing_and_of_all_and_square_windows() -> None:
+    x, image = reals(3, 4), reals(1, 1, 4, 4)
     assert total(ACCounter, lambda: torch.empty(0).sum()) == 0
-    assert total(ACCounter, lambda: reals(3, 4).mean()) == 11
-    assert total(ACCounter, lambda: aten.avg_pool2d(reals(1, 1, 4, 4), [2])) == 4 * 3
-    assert total(ACCounter, lambda: F.adaptive_avg_pool2d(reals(1, 1, 4, 4), 2)) == 4 * 3
-    assert total(ACCounter, lambda: F.adaptive_avg_pool2d(reals(1, 1, 3, 3), 2)) == 16 - 4
+    assert total(ACCounter, lambda: x.mean()) == 11
+    assert total(ACCounter, lambda: aten.avg_pool2d(image, [2])) == 4 * 3
+    assert total(ACCounter, lambda: F.adaptive_avg_pool2d(image, 2)) == 4 * 3
+    assert total(ACCounter, lambda: F.adaptive_avg_pool2d(image[..., :3, :3], 2)) == 16 - 4
 
 
 def test_a_product_that_is_added_is_a_mac_unless_spikes_gate_it() -> None:
@@ -284,6 +288,21 @@ def test_a_recurrent_layer_multiplies_states_and_accumulates_spikes() -> None:
     assert total(SynOpCounter, lambda: steps_of_lstm(x)) == gates * x.sum()
     dense = total(MACCounter, lambda: steps_of_lstm(reals(5, 2, 4)))
     assert dense == 10 * (gates * 3 + 3 + gates * 4)
+
+
+def test_layers_of_cudnn_multiply_states_and_accumulate_spikes() -> None:
+    """By its operator's arguments, without a GPU: two layers, both directions, `[T, N, 4]`."""
+    x, hidden = spikes(5, 2, 4), 3
+    rows = 4 * hidden
+    shapes = [(rows, 4), (rows, hidden)] * 2 + [(rows, 2 * hidden), (rows, hidden)] * 2
+    weights = [reals(*shape) for shape in shapes] + [reals(rows)] * 8
+    args = (x, weights, 4, None, reals(1), None, 2, hidden, 0, 2, False, 0.0, False, True, [], None)
+    call = aten._cudnn_rnn.default
+    mac, ac, synops = (kind().count(call, args, {}, None) for kind in KINDS)
+    units = 10 * hidden * 2 * 2
+    assert synops == 2 * rows * x.sum()
+    assert ac == synops + 7 * units
+    assert mac == 10 * sum(w.numel() for w in weights[:8] if w.shape[1] != 4) + units
 
 
 def test_backward_of_a_spiking_convolution_accumulates_for_weights_and_multiplies_for_inputs(
