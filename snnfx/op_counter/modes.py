@@ -115,7 +115,7 @@ class DispatchCounterMode(_Counting, TorchDispatchMode):
     """Counts all ATen operators that run inside, of forwards and backwards.
 
     In inference mode PyTorch runs operators whole that it otherwise takes apart, such as
-    ``aten.linear``: one that no counter has a rule for is taken apart here.
+    ``aten.linear``: one that a counter has no rule for is taken apart here.
 
     Args:
         counters: each counts every operator that it has a rule for. One counter may serve several
@@ -131,7 +131,7 @@ class DispatchCounterMode(_Counting, TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         del types
-        known = any(counter.has_rule(func) for counter in self.counters)
+        known = all(counter.has_rule(func) for counter in self.counters)
         if not known and isinstance(func, torch._ops.OpOverload):
             if func.namespace == "prim":  # where a fake tensor is, and other questions
                 return func(*args, **(kwargs or {}))

@@ -162,6 +162,7 @@ class OperatorRecorder(TorchDispatchMode):
         self._graph = GraphRecorder(Storages(), Metas(mode))
         self._tracker = ActiveModuleTracker()
         self._is_quiet = False
+        self._last: tuple[tuple[str, ...], bool] = ((), False)
         self.calls: list[RecordedCall] = []
 
     @property
@@ -185,6 +186,7 @@ class OperatorRecorder(TorchDispatchMode):
     ) -> Any:
         del types
         kwargs = kwargs or {}
+        self._last = self._tracker.path, self._tracker.is_backward
         if self._is_quiet or func.namespace == "prim":
             return self._quick.call(func, args, kwargs)
         if func not in _MAKES_LITERALS:
@@ -205,10 +207,10 @@ class OperatorRecorder(TorchDispatchMode):
             self._is_quiet = False
 
     def place(self) -> str:
-        """Where the step is, for an error."""
-        if self._tracker.is_backward:
+        """Where the last operator was called, for an error: modules have ended by then."""
+        path, is_backward = self._last
+        if is_backward:
             return "in its backward"
-        path = self._tracker.path
         return f"in {path[-1]}" if path else "outside of its modules"
 
     def _fakes_of(self, values: Any) -> Any:

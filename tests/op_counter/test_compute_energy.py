@@ -208,6 +208,28 @@ def test_all_operators_of_the_covered_nets_are_priced(name: str) -> None:
     assert report.warnings == []
 
 
+@pytest.mark.parametrize("name", ["snntorch", "norse", "ours_vgg", "ours_spikformer"])
+def test_inference_mode_costs_what_a_forward_without_gradients_costs(name: str) -> None:
+    """There, ``aten.linear`` and the like are seen whole; some counters have a rule for it."""
+    net = build(name)
+    net.model.eval()
+    net.reset()
+    expected = estimate_compute_energy(net.model, net.inputs)
+    net.reset()
+    with torch.inference_mode():
+        assert estimate_compute_energy(net.model, net.inputs) == expected
+
+
+def test_neurons_that_run_as_one_operator_are_warned_of() -> None:
+    """So SpikingJelly's do in inference mode."""
+    net = build("spikingjelly_vgg")
+    net.model.eval()
+    net.reset()
+    with torch.inference_mode():
+        warnings = estimate_compute_energy(net.model, net.inputs).warnings
+    assert any("sj_lif.forward.default (3x): the energy leaves them out" in w for w in warnings)
+
+
 def test_verbose_prints_what_operators_count(capsys: pytest.CaptureFixture[str]) -> None:
     config = ComputeEnergyConfig(verbose=True)
     estimate_compute_energy(nn.Linear(10, 5, bias=False), spikes(), config=config)

@@ -126,6 +126,17 @@ def test_a_loop_over_steps_adds_up_as_one_call_with_all_steps_does() -> None:
     assert step_by_step.stage_metadata["Sequential.0"]["total_calls"] == 3
 
 
+def test_inference_mode_costs_what_a_forward_without_gradients_costs() -> None:
+    model, x = conv_net(lif, "m"), (torch.rand(3, 2, 2, 9, 8) < 0.4).float()
+    config = SpikeSimEnergyConfig(activity_mode="event")
+    expected = estimate_spikesim_event_energy(model, x, config=config)
+    functional.reset_net(model)
+    with torch.inference_mode():
+        report = estimate_spikesim_event_energy(model, x, config=config)
+    assert report == expected
+    assert report.counts["stage_count"] == 3
+
+
 def test_parts_add_up_to_the_total() -> None:
     model = conv_net(lif, "s")
     config = SpikeSimEnergyConfig(activity_mode="event")
