@@ -56,11 +56,10 @@ def index_put(args: Args, kwargs: Kwargs, out: Tensor) -> Work:
 @fixed(*variants(["scatter_add", "scatter_reduce", "index_reduce"]))
 def scatter_add(args: Args, kwargs: Kwargs, out: Tensor) -> Work:
     """``(x, dim, index, src, reduce)``: one for each element that is added, none of products."""
-    if len(args) > 4 and args[4] not in ("sum", "mean"):
+    index, source, reduce = args[2], args[3], argument(args, kwargs, 4, "reduce", "sum")
+    if reduce not in ("sum", "mean"):
         return Work()
-    if args[2].numel() != args[3].numel():  # an index of rows, not of elements
-        return Work(ac=args[3].numel() if args[2].dim() == 1 else args[2].numel())
-    return Work(ac=args[2].numel())
+    return Work(ac=source.numel() if index.dim() == 1 else index.numel())
 
 
 @fixed(*variants(["index_add"]))
