@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -79,21 +79,19 @@ class ActiveModuleTracker:
         running = _Running(self._name(module), module, False)
         self._begin(running)
         backward = replace(running, backward=True)
-        self._on_gradients(args, lambda *_: self._end(backward))
+        self._on_gradients(_differentiable(args), lambda *_: self._end(backward))
 
     def _forward_ends(self, module: nn.Module, args: Any, output: Any) -> None:
-        del args
         running = _Running(self._name(module), module, False)
         self._end(running)
         backward = replace(running, backward=True)
-        self._on_gradients(output, lambda *_: self._backward_begins(backward))
+        # What is handed on as it came has no backward, which nothing would end.
+        given = {id(tensor) for tensor in _differentiable(args)}
+        made = [tensor for tensor in _differentiable(output) if id(tensor) not in given]
+        self._on_gradients(made, lambda *_: self._backward_begins(backward))
 
-    def _on_gradients(self, values: Any, call: Callable[..., None]) -> None:
-        """Call once the gradients of all tensors in `values` have been computed."""
-        if not torch.is_grad_enabled():
-            return
-        leaves = (values,) if isinstance(values, Tensor) else pytree.tree_leaves(values)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+    def _on_gradients(self, tensors: Sequence[Tensor], call: Callable[..., None]) -> None:
+        """Call once the gradients of all `tensors` have been computed."""
         if tensors:
             self._handles.append(register_multi_grad_hook(tensors, call))
 
@@ -129,3 +127,11 @@ class ActiveModuleTracker:
                 self._names[inner] = path
                 self._named_inside.add(inner)
         return name
+
+
+def _differentiable(values: Any) -> list[Tensor]:
+    """The tensors in `values` that get a gradient."""
+    if not torch.is_grad_enabled():
+        return []
+    leaves = (values,) if isinstance(values, Tensor) else pytree.tree_leaves(values)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
