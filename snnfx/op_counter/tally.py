@@ -155,8 +155,9 @@ class Tally:
             }
         if not asking:
             return known
-        args, kwargs, out = described_call(call)
-        seen = SpikeCall(args, kwargs, out, facts)
+        # Rules about spikes ask by position: values of one description may be one tensor here.
+        args, kwargs = map_arg((call.node.args, call.node.kwargs), node_value)  # type: ignore[misc]
+        seen = SpikeCall(args, kwargs, node_value(call.node), facts)
         return known | {q: self._rules.spike[q][target](seen) for q in asking}
 
     def _miss(self, quantity: str, missed: Counter[str], target: Any) -> None:
