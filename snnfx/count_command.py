@@ -142,15 +142,15 @@ def _check(call: CountCall) -> None:
 
 
 def _counted(call: CountCall, built: Built) -> CountReport:
-    dims = {"time_dim": call.time_dim, "batch_dim": call.batch_dim}
     with torch.set_grad_enabled(call.train):
         return count(
             built.model,
             built.inputs,
             train=call.train,
             rates=call.rates,
+            time_dim=call.time_dim if call.symbolic else None,
+            batch_dim=call.batch_dim if call.symbolic else None,
             strict=call.strict,
-            **dims if call.symbolic else {},
         )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -247,12 +247,13 @@ def compute_energy_of(
             "extra_ignore_modules takes effect where operators are counted, and these counts are "
             "made; leave it out, or measure a run with estimate_compute_energy"
         )
-    return _report(
+    priced = _report(
         {name: report.total(quantity, stage) for name, quantity in _OF_REPORT.items()},
         {name: report.unsupported.get(quantity, {}) for name, quantity in _OF_REPORT.items()},
         any("mac" in entry.counts or "ac" in entry.counts for entry in report.operators),
         config,
     )
+    return replace(priced, warnings=[*priced.warnings, *report.warnings])
 
 
 def _report(

@@ -61,9 +61,23 @@ class BaseCounter:
         extra_rules: Mapping[Any, Rule] | None = None,
         extra_ignore_modules: Iterable[Ignored] | None = None,
     ) -> None:
-        self.records: dict[str, dict[Any, int]] = _no_records()
+        self.records = _no_records()
         self.rules: dict[Any, Rule] = {**(rules or {}), **(extra_rules or {})}
         self.ignore_modules: list[Ignored] = list(extra_ignore_modules or ())
+
+    @property
+    def records(self) -> dict[str, dict[Any, int]]:
+        for (_, scopes), (func, value) in self._recent.items():
+            for scope in scopes:
+                self._records[scope][func] += value
+        self._recent.clear()
+        return self._records
+
+    @records.setter
+    def records(self, records: dict[str, dict[Any, int]]) -> None:
+        self._records = records
+        # By operator and scopes: hashing an operator is slow, and every scope would do it.
+        self._recent: dict[tuple[int, tuple[str, ...]], tuple[Any, int]] = {}
 
     def has_rule(self, func: Any) -> bool:
         """Whether the counter knows what a call of `func` counts."""
@@ -97,13 +111,24 @@ class BaseCounter:
         if value or func not in counts:  # most calls count 0, and hashing operators takes time
             counts[func] += value
 
+    def record_in(self, scopes: tuple[str, ...], func: Any, value: int) -> None:
+        """Add `value` to what is on record for `func` in each of some scopes."""
+        if type(self).record is not BaseCounter.record:
+            for scope in scopes:
+                self.record(scope, func, value)
+            return
+        key = (id(func), scopes)
+        known = self._recent.get(key)
+        self._recent[key] = (func, value if known is None else known[1] + value)
+
     def get_counts(self) -> dict[str, dict[Any, int]]:
         """A copy of the records."""
         return {scope: dict(counts) for scope, counts in self.records.items()}
 
     def get_total(self) -> int:
         """The sum over all operators, in the scope ``"Global"``; 0 if there are none."""
-        return sum(self.records[GLOBAL].values()) if GLOBAL in self.records else 0
+        records = self.records
+        return sum(records[GLOBAL].values()) if GLOBAL in records else 0
 
     def reset(self) -> None:
         """Forget all records."""

@@ -206,4 +206,5 @@ class _RunBeside(TorchDispatchMode):
             self.note([node], [out])
         elif isinstance(out, (list, tuple)):
             picked = [user for user in node.users if is_getitem(user)]
-            self.note(picked, [out[user.args[1]] for user in picked])
+            places: list[Any] = [user.args[1] for user in picked]
+            self.note(picked, [out[place] for place in places])

@@ -62,12 +62,18 @@ class _Counting:
             )
         return dict(self._unsupported.get(counter, {}))
 
-    def _counted(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _knowing(self, func: Any) -> list[bool]:
+        """Which counters have a rule for `func`."""
+        return [counter.has_rule(func) for counter in self.counters]
+
+    def _counted(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], known: list[bool]
+    ) -> Any:
         """Make a call and hand it to the counters."""
         self._look_before(func, args, kwargs)
         try:
             out = func(*args, **kwargs)
-            self._count(func, args, kwargs, out)
+            self._count(func, args, kwargs, out, known)
         finally:
             self._values.forget()
             for counter in self._looking:
@@ -82,19 +88,21 @@ class _Counting:
         if any(counter.asks(func) for counter in self._looking):
             self._values.look((*args, *kwargs.values()))
 
-    def _count(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        modules, scopes = self.module_tracker.active_modules, self.module_tracker.parents
-        for counter in self.counters:
-            if counter.ignores(modules):
+    def _count(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, known: list[bool]
+    ) -> None:
+        tracker = self.module_tracker
+        modules, parents, scopes = tracker.active_modules, tracker.parents, tracker.scopes
+        for counter, has_rule in zip(self.counters, known, strict=True):
+            if counter.ignore_modules and counter.ignores(modules):
                 continue
-            if not counter.has_rule(func):
+            if not has_rule:
                 self._missed(counter, func)
                 continue
             if isinstance(counter, SpikeCounter):
                 counter.values = self._values
-            value = counter.count(func, args, kwargs, out, modules, scopes)
-            for scope in scopes:
-                counter.record(scope, func, value)
+            value = counter.count(func, args, kwargs, out, modules, parents)
+            counter.record_in(scopes, func, value)
             if self.verbose:
                 print(f"{type(counter).__name__}: {resolve_name(func)} counts {value}")
 
@@ -131,15 +139,15 @@ class DispatchCounterMode(_Counting, TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         del types
-        known = all(counter.has_rule(func) for counter in self.counters)
-        if not known and isinstance(func, torch._ops.OpOverload):
+        known = self._knowing(func)
+        if not all(known) and isinstance(func, torch._ops.OpOverload):
             if func.namespace == "prim":  # where a fake tensor is, and other questions
                 return func(*args, **(kwargs or {}))
             with self:  # what the operator is made of is counted instead
                 out = func.decompose(*args, **(kwargs or {}))
             if out is not NotImplemented:
                 return out
-        return self._counted(func, args, kwargs or {})
+        return self._counted(func, args, kwargs or {}, known)
 
 
 class FunctionCounterMode(_Counting, TorchFunctionMode):
@@ -153,4 +161,4 @@ class FunctionCounterMode(_Counting, TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         del types
-        return self._counted(func, args, kwargs or {})
+        return self._counted(func, args, kwargs or {}, self._knowing(func))

@@ -108,8 +108,9 @@ def _key(value: Any) -> Hashable:
 
 
 def _described(tensor: Tensor) -> tuple[Hashable, ...]:
-    is_plain = type(tensor) is FakeTensor and tensor.constant is None
-    if not is_plain or tensor.layout is not torch.strided or tensor.is_conj() or tensor.is_neg():
+    if type(tensor) is not FakeTensor or tensor.constant is not None:
+        raise _NotDescribableError
+    if tensor.layout is not torch.strided or tensor.is_conj() or tensor.is_neg():
         raise _NotDescribableError
     return (tensor.shape, tensor.stride(), tensor.dtype, tensor.fake_device)
 

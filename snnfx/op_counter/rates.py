@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import prod
+from math import isfinite, prod
 from numbers import Rational, Real
 from typing import Any
 
@@ -81,8 +81,8 @@ def exact_rate(value: Any) -> Fraction:
     """
     exact = None
     if isinstance(value, Rational):
-        exact = Fraction(value.numerator, value.denominator)
-    elif isinstance(value, Real) and float("-inf") < value < float("inf"):
+        exact = Fraction(int(value.numerator), int(value.denominator))
+    elif isinstance(value, Real) and isfinite(float(value)):
         exact = Fraction(repr(float(value)))
     if exact is None or isinstance(value, bool) or not 0 <= exact <= 1:
         raise OptionError(

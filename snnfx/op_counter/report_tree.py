@@ -115,10 +115,10 @@ def _walk(
 
 
 def _row(collected: _Collected, scope: str, parent: str | None, depth: int) -> ModuleRow:
-    entries = {stage: collected.entries.get((scope, stage), ()) for stage in collected.stages}
     calls: dict[Stage, int] = {}
     counts: dict[Stage, Mapping[str, Count]] = {}
-    for stage, found in entries.items():
+    for stage in collected.stages:
+        found = collected.entries.get((scope, stage), ())
         calls[stage] = sum(entry.calls for entry in found)
         counts[stage] = _sums(found, collected.quantities)
     return ModuleRow(

@@ -75,7 +75,9 @@ class SpikeSources:
         grid = self.ranges.grid(node)
         if grid is None or self.ranges.assumes_finite(node):
             return False
-        return grid.minimum >= 0 and grid.maximum <= 1 and _is_integral(grid)
+        if grid.is_constant:
+            return grid.minimum in (0, 1)
+        return grid.scale == 1 and grid.lo >= 0 and grid.hi <= 1
 
     def constant(self, node: Node) -> int | None:
         """What all elements of a binary tensor are, if that is known."""
@@ -85,10 +87,6 @@ class SpikeSources:
     def name(self, source: Node) -> str:
         """The name of what fires a binary tensor that is none of others' rates."""
         return self._names.of(source)
-
-
-def _is_integral(grid: Grid) -> bool:
-    return grid.is_constant or grid.scale == 1
 
 
 class RateMap:
@@ -107,7 +105,6 @@ class RateMap:
 
     def rate(self, node: Node) -> Count:
         """The share of ones in a binary tensor."""
-        # Iterative over chains: a chain of views or stacks may be longer than Python's stack.
         if node not in self._rates:
             self._rates[node] = self._rate(node)
         return self._rates[node]

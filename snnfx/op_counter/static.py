@@ -1,4 +1,28 @@
-"""Counting operations, bytes and spikes of a model from its graph, without running it."""
+"""Counting operations, bytes and spikes of a model from its graph, without running it.
+
+Nothing runs and no memory is taken: the step is recorded on fake tensors. The operators are those
+that `snnfx.op_counter.DispatchCounterMode` sees in a run of the same step, in the same scopes, and
+the same rules count them, so operations and bytes are equal to those of a run.
+
+AC, MAC and SynOps depend on spikes. Which operands are spikes is *proven* from the graph, see
+`snnfx.passes.analysis.value_range`; inputs and states that hold only zeros and ones when `count` is
+called count as spikes, too. How many ones they hold is a matter of rates. With a rate r, a
+convolution's spikes are used r times as often as its inputs are in all, and two operands of spikes
+coincide in r1 * r2 of all products: spikes are taken to be spread evenly, and independently of one
+another. A measured run counts them exactly; what it shows to be zeros and ones without proof, such
+as neurons that were silent by accident, is counted as numbers, and a warning names it.
+
+The model does not change: neither its parameters, gradients and buffers nor its state, nor random
+states. It is counted in the modes (training, evaluation, autocast, and without `train` gradients
+enabled or not) that it would run in at this moment, from the state that it is in; gradients of
+parameters are taken to be None.
+
+What `snnfx.capture` made of a model can be counted as well. Its graph is functional: a state that a
+neuron writes is a new tensor, batch norm returns its statistics, what the tracer found to be dead
+or an alias (`detach`, gradients that are handed on) is left out, the backward starts from given
+gradients where there is no loss, and the modules of a backward's operators are those of the
+forward's that they belong to. Heavy operators count the same.
+"""
 
 from __future__ import annotations
 
@@ -48,34 +72,12 @@ def count(
     strict: bool = False,
     extra_rules: ExtraRules | None = None,
 ) -> CountReport:
-    """Count what a step of a model does: operations, bytes, and what depends on spikes.
-
-    Nothing runs and no memory is taken: the step is recorded on fake tensors. The operators are
-    those that `snnfx.op_counter.DispatchCounterMode` sees in a run of the same step, in the same
-    scopes, and the same rules count them, so operations and bytes are equal to those of a run.
-
-    AC, MAC and SynOps depend on spikes. Which operands are spikes is *proven* from the graph, see
-    `snnfx.passes.analysis.value_range`; inputs and states that hold only zeros and ones when
-    `count` is called count as spikes, too. How many ones they hold is a matter of `rates`. With a
-    rate r, a convolution's spikes are used r times as often as its inputs are in all, and two
-    operands of spikes coincide in r1 * r2 of all products: spikes are taken to be spread evenly,
-    and independently of one another.
-
-    The model does not change: neither its parameters, gradients and buffers nor its state, nor
-    random states. It is counted in the modes (training, evaluation, autocast, and without
-    `train` gradients enabled or not) that it would run in at this moment, from the state that it
-    is in; gradients of parameters are taken to be None.
-
-    What `snnfx.capture` made of a model can be counted, too: it takes rates as numbers or symbols,
-    and `train` tells whether its backward counts. Its graph is functional: a state that a neuron
-    writes is a new tensor, batch norm returns its statistics, what the tracer found to be dead or
-    an alias (`detach`, gradients that are handed on) is left out, and the modules of a backward's
-    operators are those of the forward's that they belong to. Heavy operators count the same.
+    """Count what a step of a model does, without running it; see the description of this module.
 
     Args:
         model: its tensors may be real, fake, or on the meta device; or a `Capture`.
-        example_inputs: its positional arguments, of which only the sizes count (but see above); one
-            tensor stands for a sequence of one.
+        example_inputs: its positional arguments, of which only the sizes count, and whether they
+            hold zeros and ones alone; one tensor stands for a sequence of one.
         loss: takes what `model` returns and gives a scalar; None for the sum of all floating-point
             results that require a gradient.
         train: count loss and backward, too.
@@ -93,37 +95,64 @@ def count(
     Raises:
         CaptureError: the model cannot run on fake tensors, has nothing to train, or takes another
             way in the measured run.
-        OptionError: rates, dimensions or quantities are none, or the argument is not for a Capture.
+        OptionError: rates, dimensions or quantities are none, or not for a Capture.
         UncountedError: an operator has no rule, with `strict`.
     """
-    rules = RuleSets.of(extra_rules or {})
-    is_measured = isinstance(rates, str) and rates == MEASURED
-    given = GivenRates.of(0 if is_measured else rates)
+    options = _Options(RuleSets.of(extra_rules or {}), strict, rates)
     if isinstance(model, Capture):
-        if is_measured or any(v is not None for v in (example_inputs, loss, time_dim, batch_dim)):
-            raise OptionError(
-                "a Capture has its inputs and its loss, and cannot run: give count() of it only "
-                "train, rates (numbers or None), strict and extra_rules, or count its model"
-            )
-        record = record_of_capture(model, train)
-        return _Counting(record, SpikeSources(record, {}), rules, strict).rated(given, ())
+        if any(v is not None for v in (example_inputs, loss, time_dim, batch_dim)):
+            raise _not_for_a_capture()
+        return _count_capture(model, train, options)
     if example_inputs is None:
         raise OptionError("count() of a model needs example_inputs: the arguments of its forward")
     args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    dims = NamedDims.find(args, time_dim, batch_dim)
     step = Step(model, args, loss, train, train or torch.is_grad_enabled())
-    grids, warnings = _grids_of(args)
+    return _count_step(step, NamedDims.find(args, time_dim, batch_dim), options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How to count."""
+
+    rules: RuleSets
+    strict: bool
+    rates: Rates
+
+    @property
+    def is_measured(self) -> bool:
+        return isinstance(self.rates, str) and self.rates == MEASURED
+
+
+def _not_for_a_capture() -> OptionError:
+    return OptionError(
+        "a Capture has its inputs and its loss, and cannot run: give count() of it only train, "
+        "rates (numbers or None), strict and extra_rules, or count its model"
+    )
+
+
+def _count_capture(capture: Capture, train: bool, options: _Options) -> CountReport:
+    if options.is_measured:
+        raise _not_for_a_capture()
+    record = record_of_capture(capture, train)
+    counting = _Counting(record, SpikeSources(record, {}), options.rules, options.strict)
+    return counting.rated(GivenRates.of(options.rates), ())
+
+
+def _count_step(step: Step, dims: NamedDims, options: _Options) -> CountReport:
+    given = GivenRates.of(None if options.is_measured else options.rates)
+    grids, warnings = _grids_of(step.args)
 
     def recorded(step: Step) -> _Counting:
         record = record_operators(step)
-        sources = SpikeSources(record, _seeds(record, model, grids))
-        return _Counting(record, sources, rules, strict)
+        sources = SpikeSources(record, _seeds(record, step.model, grids))
+        return _Counting(record, sources, options.rules, options.strict)
 
     def at(sizes: Mapping[str, int]) -> CountReport:
-        other = replace(step, args=dims.resized(args, sizes))
-        return recorded(other).rated(GivenRates.of(None), ())
+        resized = replace(step, args=dims.resized(step.args, sizes))
+        return recorded(resized).rated(GivenRates.of(None), ())
 
     counting = recorded(step)
+    is_measured = options.is_measured
     report = counting.measured(step, warnings) if is_measured else counting.rated(given, warnings)
     return replace(report, resizing=Resizing(dims.sizes, at))
 

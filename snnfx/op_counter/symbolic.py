@@ -90,7 +90,8 @@ class SymbolicCounts:
     @cached_property
     def free_symbols(self) -> frozenset[sympy.Symbol]:
         """What the totals depend on."""
-        return frozenset().union(*(e.free_symbols for e in self.expressions.values()))
+        found = [e.free_symbols for e in self.expressions.values()]
+        return frozenset(s for symbols in found for s in symbols if isinstance(s, sympy.Symbol))
 
     @cached_property
     def scopes(self) -> tuple[str, ...]:
@@ -198,8 +199,8 @@ def _terms(value: Count) -> Polynomial:
         return {sympy.S.One: Fraction(value)}
     terms: Polynomial = {}
     for term in sympy.Add.make_args(sympy.expand(value)):
-        factor, symbols = term.as_coeff_Mul()
-        terms[symbols] = terms.get(symbols, Fraction(0)) + Fraction(factor.p, factor.q)
+        factor, symbols = _split(term)
+        terms[symbols] = terms.get(symbols, Fraction(0)) + factor
     return terms
 
 
@@ -264,8 +265,8 @@ def _agrees(
     for key in {*entries, *counted}:
         at_sizes: defaultdict[sympy.Expr, Fraction] = defaultdict(Fraction)
         for term, factor in entries.get(key, {}).items():
-            number, rates = term.xreplace(values).as_coeff_Mul()
-            at_sizes[rates] += factor * Fraction(int(number))
+            number, rates = _split(term.xreplace(values))
+            at_sizes[rates] += factor * number
         for term, factor in counted.get(key, {}).items():
             at_sizes[term] -= factor
         if any(at_sizes.values()):
@@ -273,7 +274,13 @@ def _agrees(
     return True
 
 
-def _rational(value: Fraction) -> sympy.Rational:
+def _split(term: Any) -> tuple[Fraction, sympy.Expr]:
+    """The rational factor of a product, and the rest of it."""
+    factor, rest = term.as_coeff_Mul()
+    return Fraction(factor.p, factor.q), rest
+
+
+def _rational(value: Fraction) -> Any:
     return sympy.Rational(value.numerator, value.denominator)
 
 

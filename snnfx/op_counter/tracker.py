@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -41,12 +41,14 @@ class ActiveModuleTracker:
         active_modules: the modules that are running.
         parents: their names, and ``"Global"``.
         path: their names in the order in which they began.
+        scopes: ``"Global"``, and then `path`.
     """
 
     def __init__(self) -> None:
         self.active_modules: set[nn.Module] = set()
         self.parents: set[str] = {GLOBAL}
         self.path: tuple[str, ...] = ()
+        self.scopes: tuple[str, ...] = (GLOBAL,)
         self._running: list[_Running] = []
         self._names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
         self._named_inside: WeakSet[nn.Module] = WeakSet()
@@ -77,21 +79,19 @@ class ActiveModuleTracker:
         running = _Running(self._name(module), module, False)
         self._begin(running)
         backward = replace(running, backward=True)
-        self._on_gradients(args, lambda *_: self._end(backward))
+        self._on_gradients(_differentiable(args), lambda *_: self._end(backward))
 
     def _forward_ends(self, module: nn.Module, args: Any, output: Any) -> None:
-        del args
         running = _Running(self._name(module), module, False)
         self._end(running)
         backward = replace(running, backward=True)
-        self._on_gradients(output, lambda *_: self._backward_begins(backward))
+        # What is handed on as it came has no backward, which nothing would end.
+        given = {id(tensor) for tensor in _differentiable(args)}
+        made = [tensor for tensor in _differentiable(output) if id(tensor) not in given]
+        self._on_gradients(made, lambda *_: self._backward_begins(backward))
 
-    def _on_gradients(self, values: Any, call: Callable[..., None]) -> None:
-        """Call once the gradients of all tensors in `values` have been computed."""
-        if not torch.is_grad_enabled():
-            return
-        leaves = (values,) if isinstance(values, Tensor) else pytree.tree_leaves(values)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+    def _on_gradients(self, tensors: Sequence[Tensor], call: Callable[..., None]) -> None:
+        """Call once the gradients of all `tensors` have been computed."""
         if tensors:
             self._handles.append(register_multi_grad_hook(tensors, call))
 
@@ -116,7 +116,8 @@ class ActiveModuleTracker:
     def _set(self, running: Iterable[_Running]) -> None:
         self._running = list(running)
         self.path = tuple(dict.fromkeys(entry.name for entry in self._running))
-        self.parents = {GLOBAL, *self.path}
+        self.scopes = (GLOBAL, *self.path)
+        self.parents = set(self.scopes)
         self.active_modules = {entry.module for entry in self._running}
 
     def _name(self, module: nn.Module) -> str:
@@ -126,3 +127,11 @@ class ActiveModuleTracker:
                 self._names[inner] = path
                 self._named_inside.add(inner)
         return name
+
+
+def _differentiable(values: Any) -> list[Tensor]:
+    """The tensors in `values` that get a gradient."""
+    if not torch.is_grad_enabled():
+        return []
+    leaves = (values,) if isinstance(values, Tensor) else pytree.tree_leaves(values)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]

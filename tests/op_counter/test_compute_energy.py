@@ -12,6 +12,7 @@ from spikingjelly.activation_based import op_counter as peer
 from torch import Tensor, nn
 
 from snnfx.errors import OptionError, UncountedError
+from snnfx.op_counter import count
 from snnfx.op_counter.compute_energy import (
     HOROWITZ_45NM_PJ,
     ComputeEnergyConfig,
@@ -278,6 +279,25 @@ def test_graphs_with_operators_that_are_not_priced_are_warned_of_or_raised() -> 
         compute_energy_of(report, strict)
     only_flops = report_of(flops={"aten.odd.default": 2})
     assert len(compute_energy_of(only_flops, strict).warnings) == 1
+
+
+@pytest.mark.parametrize("name", ["spikingjelly_vgg", "norse", "ours_vgg"])
+def test_a_graph_with_measured_rates_costs_at_least_what_a_run_does(name: str) -> None:
+    """Operands that only happen to be zeros and ones in the run are multiplied in the graph."""
+    net = build(name)
+    net.model.eval()
+    net.reset()
+    with torch.no_grad():
+        counted = count(net.model, net.inputs, rates="measured")
+    priced = compute_energy_of(counted, ComputeEnergyConfig(strict=True))
+    net.reset()
+    run = estimate_compute_energy(net.model, net.inputs)
+    assert priced.counts["flop"] == run.counts["flop"]
+    assert float(priced.energy_mac_pj) >= run.energy_mac_pj > 0
+    assert float(priced.energy_ac_pj) >= run.energy_ac_pj > 0
+    assert priced.warnings == list(counted.warnings)
+    if name == "norse":  # where all spikes are proven
+        assert priced == run
 
 
 def test_a_graph_without_counts_of_macs_and_acs_is_warned_of() -> None:

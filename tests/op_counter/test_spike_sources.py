@@ -75,6 +75,8 @@ NUMBERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "differences": lambda a, b: a - b,
     "scaled": lambda a, b: a * 0.5,
     "sums of products": lambda a, b: a @ b,
+    "halves": lambda a, b: torch.full_like(a, 0.5),
+    "minus one or zero": lambda a, b: a - 1,
 }
 
 

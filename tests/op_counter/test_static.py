@@ -139,7 +139,9 @@ def test_one_rate_counts_for_all_spikes() -> None:
 def test_rates_are_named_by_the_module_that_fires() -> None:
     report = count(Perceptron(), torch.rand(4, 3, 6), rates={"neuron": Fraction(1, 3)})
     assert report.total("synops") == 4 * 3 * 8 * 5 // 3
-    with pytest.raises(OptionError, match="rates names 'first', but the counts depend on .*neuron"):
+    with pytest.raises(
+        OptionError, match=r"rates names 'first', but the counts depend on .*neuron"
+    ):
         count(Perceptron(), torch.rand(4, 3, 6), rates={"first": 0.5})
 
 

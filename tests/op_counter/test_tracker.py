@@ -40,7 +40,8 @@ def two_layers() -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", ["spikingjelly_vgg", "spikingjelly_sew_resnet", "spikingjelly_spikformer", "ours_sew"]
+    "name",
+    ["spikingjelly_vgg", "spikingjelly_sew_resnet", "spikingjelly_spikformer", "ours_hand_written"],
 )
 def test_scopes_are_those_of_the_peer(name: str) -> None:
     assert scopes_of(ActiveModuleTracker(), name) == scopes_of(peer.ActiveModuleTracker(), name)
@@ -135,3 +136,13 @@ def test_backward_is_told_from_forward() -> None:
         seen.append(tracker.is_backward)
         output.backward()
     assert seen == [False, True]
+
+
+def test_a_module_that_hands_its_input_on_has_no_backward() -> None:
+    net, tracker = nn.Sequential(nn.Linear(3, 3), nn.Identity(), nn.ReLU()), ActiveModuleTracker()
+    with tracker, Scopes(tracker) as noted:
+        net(torch.ones(2, 3, requires_grad=True)).sum().backward()
+    # For the peer the identity runs until the end of the backward.
+    assert not any("Sequential.1" in scopes for _, scopes in noted.seen)
+    matmuls = [scopes for name, scopes in noted.seen if name == "aten.mm.default"]
+    assert all("Sequential.0" in scopes for scopes in matmuls)
