@@ -107,7 +107,9 @@ class BaseCounter:
 
     def record(self, scope: str, func: Any, value: int) -> None:
         """Add `value` to what is on record for `func` in a scope."""
-        self.records[scope][func] += value
+        counts = self.records[scope]
+        if value or func not in counts:  # most calls count 0, and hashing operators takes time
+            counts[func] += value
 
     def record_in(self, scopes: tuple[str, ...], func: Any, value: int) -> None:
         """Add `value` to what is on record for `func` in each of some scopes."""
