@@ -85,6 +85,10 @@ class RuleSets:
         return tuple(name for name in QUANTITIES if name in self.shape or name in self.spike)
 
 
+_Described = tuple[tuple[Any, ...], dict[str, Any], Any, dict[str, Count]]
+"""Arguments and result of a call, and what it counts by them alone."""
+
+
 @dataclass
 class _Entry:
     """What is added up for one operator, in one place."""
@@ -107,7 +111,7 @@ class Tally:
     def __init__(self, rules: RuleSets, strict: bool) -> None:
         self._rules = rules
         self._strict = strict
-        self._known: dict[Hashable, dict[str, Count]] = {}
+        self._known: dict[Hashable, _Described] = {}
         self._entries: dict[Hashable, _Entry] = {}
         self.unsupported: dict[str, Counter[str]] = {q: Counter() for q in rules.quantities}
 
@@ -141,24 +145,26 @@ class Tally:
 
     def counts(self, call: RecordedCall, facts: SpikeFacts) -> dict[str, Count]:
         """What one call counts, by quantity; it is not added."""
-        # Calls with arguments of the same description count the same by their shapes.
+        target: Any = call.node.target
+        args, kwargs, out, fixed = self._described(call)
+        asking = [q for q, rules in self._rules.spike.items() if target in rules]
+        if not asking:
+            return fixed
+        seen = SpikeCall(args, kwargs, out, facts)
+        return fixed | {q: self._rules.spike[q][target](seen) for q in asking}
+
+    def _described(self, call: RecordedCall) -> _Described:
+        """Calls with arguments of the same description count the same by their shapes."""
         target: Any = call.node.target
         key = (target, call.result_is_argument, *_description(call.node))
-        known = self._known.get(key)
-        asking = [q for q, rules in self._rules.spike.items() if target in rules]
-        if known is None:
+        if key not in self._known:
             args, kwargs, out = described_call(call)
-            known = self._known[key] = {
-                quantity: int(rules[target](args, kwargs, out))
-                for quantity, rules in self._rules.shape.items()
-                if target in rules
+            rules = {q: rules for q, rules in self._rules.shape.items() if target in rules}
+            fixed: dict[str, Count] = {
+                q: int(r[target](args, kwargs, out)) for q, r in rules.items()
             }
-        if not asking:
-            return known
-        # Rules about spikes ask by position: values of one description may be one tensor here.
-        args, kwargs = map_arg((call.node.args, call.node.kwargs), node_value)  # type: ignore[misc]
-        seen = SpikeCall(args, kwargs, node_value(call.node), facts)
-        return known | {q: self._rules.spike[q][target](seen) for q in asking}
+            self._known[key] = (args, kwargs, out, fixed)
+        return self._known[key]
 
     def _miss(self, quantity: str, missed: Counter[str], target: Any) -> None:
         name = str(resolve_name(target))
