@@ -101,7 +101,7 @@ def count(
     options = _Options(RuleSets.of(extra_rules or {}), strict, rates)
     if isinstance(model, Capture):
         if any(v is not None for v in (example_inputs, loss, time_dim, batch_dim)):
-            raise _not_for_a_capture()
+            raise OptionError(_NOT_FOR_A_CAPTURE)
         return _count_capture(model, train, options)
     if example_inputs is None:
         raise OptionError("count() of a model needs example_inputs: the arguments of its forward")
@@ -123,16 +123,15 @@ class _Options:
         return isinstance(self.rates, str) and self.rates == MEASURED
 
 
-def _not_for_a_capture() -> OptionError:
-    return OptionError(
-        "a Capture has its inputs and its loss, and cannot run: give count() of it only train, "
-        "rates (numbers or None), strict and extra_rules, or count its model"
-    )
+_NOT_FOR_A_CAPTURE = (
+    "a Capture has its inputs and its loss, and cannot run: give count() of it only train, rates "
+    "(numbers or None), strict and extra_rules, or count its model"
+)
 
 
 def _count_capture(capture: Capture, train: bool, options: _Options) -> CountReport:
     if options.is_measured:
-        raise _not_for_a_capture()
+        raise OptionError(_NOT_FOR_A_CAPTURE)
     record = record_of_capture(capture, train)
     counting = _Counting(record, SpikeSources(record, {}), options.rules, options.strict)
     return counting.rated(GivenRates.of(options.rates), ())
