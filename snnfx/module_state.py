@@ -333,3 +333,26 @@ def _address(tensor: Tensor) -> int:
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was written to; 0 for an inference tensor, which does not say."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+@contextmanager
+def changed_tensors(model: nn.Module) -> Generator[list[tuple[str, Tensor]]]:
+    """Gives a list that at the end holds each tensor that was replaced, with its place in `model`.
+
+    Parameters, and what holds their place, do not count.
+    """
+    changed: list[tuple[str, Tensor]] = []
+    own = {id(module._parameters) for module in model.modules()}
+    before: list[tuple[str, Slots, Any, Tensor]] = []
+    for path, module in model.named_modules():
+        before += [
+            (f"{path}.{name}".lstrip("."), slots, name, value)
+            for slots in _slots_of([module])
+            if id(slots) not in own
+            for name, value in _items(slots)
+            if isinstance(value, Tensor)
+        ]
+    yield changed
+    changed += [
+        (place, value) for place, slots, name, value in before if _get(slots, name) is not value
+    ]
