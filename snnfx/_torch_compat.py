@@ -18,6 +18,7 @@
 - `aot_export_joint_with_descriptors`: the joint graph of a module without Dynamo, with the meaning
   of each of its ends; `torch.export` drops the gradients of an `autograd.Function`. The same in
   2.11 to 2.13.
+- `TracingContext`: removing dead nodes of a graph removes random ones only while one is active.
 - `ConstantSource`: where a size that may vary is said to come from; tracing asks for a source.
 - `pytree`: arguments of a model as the tracer takes them apart.
 - `TorchDispatchMode`: sees each operator of an eager step, after autograd has taken it apart.
@@ -52,7 +53,7 @@ from torch._functorch.partitioners import (
     default_partition,
     min_cut_rematerialization_partition,
 )
-from torch._guards import detect_fake_mode
+from torch._guards import TracingContext, detect_fake_mode, tracing
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule, _use_lazy_graph_module
@@ -72,6 +73,7 @@ __all__ = [
     "TorchDispatchMode",
     "TorchDynamoException",
     "aot_autograd",
+    "as_in_compilation",
     "at_end_of_backward",
     "boxed",
     "compile_with_inductor",
@@ -204,7 +206,7 @@ class JointEnds:
     """What the ends of a joint graph that `export_joint` made are.
 
     Attributes:
-        mutated: for each of the first results, the position of the primal that it is a new value of.
+        mutated: for each of the first results, the position of the primal whose new value it is.
         outputs: how many results of the forward come from the module.
         tangents: for each gradient that goes in, the position of the module's result; -1 for the
             new value of a mutated primal.
@@ -254,8 +256,13 @@ def export_joint(module: nn.Module, args: Sequence[Any]) -> tuple[GraphModule, J
 
 
 def fake_mode_with_sizes() -> FakeTensorMode:
-    """A mode for fake tensors whose sizes may be symbols; real tensors may take part as constants."""
+    """A mode for fake tensors whose sizes may be symbols; real tensors may be constants in it."""
     return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+
+def as_in_compilation() -> AbstractContextManager[object]:
+    """Graphs are rewritten inside as they are while `torch.compile` runs."""
+    return tracing(TracingContext(None))
 
 
 def symbolic_size(mode: FakeTensorMode, name: str, size: int) -> Any:

@@ -1,1 +1,1 @@
-"""Rewritten training steps as modules and as files: `snnfx.rewrite`, `snnfx.export`, `snnfx.load`."""
+"""Rewritten steps as modules and as files: `snnfx.rewrite`, `snnfx.export`, `snnfx.load`."""

@@ -65,6 +65,16 @@ class RewrittenModule(nn.Module):
         """The rewritten steps by mode, ``"train"`` or ``"eval"``."""
         return self._steps
 
+    def check_names(self, signature: StepSignature) -> None:
+        """Hold that each parameter and buffer of a signature is there.
+
+        Raises:
+            ExportError: it is not.
+        """
+        for spec in signature.primals:
+            if spec.kind != "input" and spec.name not in self._slots:
+                raise ExportError(f"there is no {spec.kind} '{spec.name}'")
+
     @property
     def plan(self) -> MemoryPlan | None:
         """The plan of the step in the present mode; None where it has no backward."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from snnfx._torch_compat import as_in_compilation
 from snnfx.capture.pipeline import partition_joint
 from snnfx.config import Options
 from snnfx.errors import ExportError
@@ -68,7 +69,8 @@ def _step(traced: TracedStep, options: Options) -> Step:
     check_graph(traced.graph_module)
     if not traced.roles.tangents:
         return Step(traced.signature, traced.graph_module, None, None, options)
-    partition = partition_joint(traced.graph_module, traced.roles, options)
+    with as_in_compilation():
+        partition = partition_joint(traced.graph_module, traced.roles, options)
     options.report(partition.plan)
     return Step(
         traced.signature,
@@ -95,7 +97,8 @@ def _evaluation(model: nn.Module) -> Generator[None]:
 
 def _state(model: nn.Module) -> dict[str, tuple[Tensor, bool]]:
     state: dict[str, tuple[Tensor, bool]] = {
-        name: (parameter, True) for name, parameter in model.named_parameters(remove_duplicate=False)
+        name: (parameter, True)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
     }
     for path, module in model.named_modules(remove_duplicate=False):
         for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):

@@ -146,12 +146,17 @@ def _tensor_spec(data: Any) -> TensorSpec:
         values["dtype"],
         _checked(str, values["device"]),
         shape,
-        _order(values["order"], len(shape)),
+        read_order(values["order"], len(shape)),
         _checked(bool, values["requires_grad"]),
     )
 
 
-def _order(value: Any, dims: int | None = None) -> tuple[int, ...]:
+def read_order(value: Any, dims: int | None = None) -> tuple[int, ...]:
+    """An order of dimensions from a file.
+
+    Raises:
+        ExportError: it is none, or not one of `dims` dimensions.
+    """
     order = tuple(_checked(int, item) for item in _list(value))
     if sorted(order) != list(range(len(order) if dims is None else dims)):
         raise ExportError(f"{order} is not an order of the dimensions of a tensor")
@@ -160,7 +165,7 @@ def _order(value: Any, dims: int | None = None) -> tuple[int, ...]:
 
 def _tangent(data: Any) -> Tangent:
     values = _members(data, Tangent)
-    return Tangent(_checked(int, values["output"]), _order(values["order"]))
+    return Tangent(_checked(int, values["output"]), read_order(values["order"]))
 
 
 def _range(value: Any) -> tuple[int, int | None]:

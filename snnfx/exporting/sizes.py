@@ -55,8 +55,8 @@ def _named_shape(tensor: Tensor, names: Mapping[int, str], sizes: dict[str, int]
         size = tensor.shape[dim]
         if size < LEAST or sizes.setdefault(name, size) != size:
             raise ExportError(
-                f"size '{name}' is {size} in an example input of {tuple(tensor.shape)}; a size "
-                f"that may vary must be {LEAST} or more there, and the same wherever it has its name"
+                f"size '{name}' is {size} in an example input of {tuple(tensor.shape)}; a size that "
+                f"may vary must be {LEAST} or more there, and the same wherever it has its name"
             )
         shape[dim] = name
     return tuple(shape)
@@ -122,7 +122,9 @@ class Symbols:
         names = {symbol: name for name, symbol in symbols.items()}
         for guard in guards:
             if len(guard.free_symbols) != 1 or not guard.free_symbols <= set(names):
-                raise ExportError(f"the model depends on {guard} of its sizes: let one of them vary")
+                raise ExportError(
+                    f"the model depends on {guard} of its sizes: let one of them vary"
+                )
         return {
             name: _range(symbol, self._symbols[name].node.hint,
                          [g for g in guards if symbol in g.free_symbols])

@@ -18,7 +18,7 @@ from snnfx.exporting.signature import DTYPES, StepSignature, TensorSpec, laid_ou
 from snnfx.exporting.structure import count_tensors
 from snnfx.lowering.lower import Lowering
 from snnfx.lowering.outer import Outline
-from snnfx.passes.fxgraph import node_value
+from snnfx.passes.fxgraph import node_value, output_args
 from snnfx.passes.plan.memory_plan import MemoryPlan
 
 BoxedFunction = Callable[[list[Any]], Any]
@@ -51,6 +51,29 @@ class Step:
     def results(self) -> int:
         """How many results of the forward are not for the backward."""
         return len(self.signature.mutated) + count_tensors(self.signature.outputs)
+
+    def check(self) -> None:
+        """Hold that the graphs of a step from a file have the ends of its signature.
+
+        Raises:
+            ExportError: they have not.
+        """
+        signature, primals = self.signature, self.signature.primals
+        inputs = self.forward.graph.find_nodes(op="placeholder")
+        results = output_args(self.forward.graph)
+        saved = len(results) - self.results
+        fits = len(inputs) == len(primals) and saved >= 0
+        fits &= sum(s.kind == "input" for s in primals) == count_tensors(signature.inputs)
+        fits &= all(0 <= index < len(primals) for index in signature.mutated)
+        fits &= all(0 <= t.output < self.results - len(signature.mutated)
+                    for t in signature.tangents)  # fmt: skip
+        fits &= {n for s in primals for n in s.shape if isinstance(n, str)} <= set(signature.sizes)
+        if self.backward is not None:
+            given = self.backward.graph.find_nodes(op="placeholder")
+            fits &= len(given) == saved + len(signature.tangents)
+            fits &= len(output_args(self.backward.graph)) == len(primals)
+        if not fits:
+            raise ExportError("the graphs of the file do not have the ends that its signature says")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Step:
         return self  # nothing in it changes with use
@@ -95,9 +118,7 @@ class Step:
     def _lowering(self) -> Lowering:
         lowering = Lowering(self.options, lambda plan: None)
         if self.plan is not None and self.backward is not None:
-            lowering.partition = Partition(
-                self.forward, self.backward, self.plan, self.outlines
-            )
+            lowering.partition = Partition(self.forward, self.backward, self.plan, self.outlines)
             lowering.outputs = self.results
         return lowering
 
@@ -180,9 +201,7 @@ def check_primals(signature: StepSignature, primals: Sequence[Tensor]) -> None:
             )
 
 
-def _varies(
-    signature: StepSignature, sizes: dict[str, int], name: int | str, size: int
-) -> bool:
+def _varies(signature: StepSignature, sizes: dict[str, int], name: int | str, size: int) -> bool:
     if isinstance(name, int):
         return False
     low, high = signature.sizes[name]
@@ -205,4 +224,3 @@ def _expected(signature: StepSignature, spec: TensorSpec, tensor: Tensor) -> str
 
 def _range_text(low: int, high: int | None) -> str:
     return f"of {low} or more" if high is None else f"from {low} to {high}"
-

@@ -111,6 +111,10 @@ def _all_structures(items: Any) -> bool:
     return isinstance(items, list) and all(map(_is_structure, items))
 
 
+def _all_items(items: Any) -> bool:
+    return isinstance(items, list) and all(map(_is_item, items))
+
+
 def _is_item(item: Any) -> bool:
     is_pair = isinstance(item, list) and len(item) == 2
     return is_pair and type(item[0]) in (str, int) and _is_structure(item[1])

@@ -54,19 +54,12 @@ def _run(module: GraphModule, mode: FakeTensorMode, inputs: list[Any]) -> None:
 
 
 def _inputs(signature: StepSignature, symbols: Symbols) -> list[Any]:
-    return [
-        symbols.fake(
-            spec.shape,
-            torch.empty(
-                [size if isinstance(size, int) else signature.sizes[size][0] for size in spec.shape],
-                dtype=DTYPES[spec.dtype],
-                device="meta",
-            ),
-            spec.order,
-            spec.device,
-        )
-        for spec in signature.primals
-    ]
+    inputs: list[Any] = []
+    for spec in signature.primals:
+        sizes = [s if isinstance(s, int) else signature.sizes[s][0] for s in spec.shape]
+        example = torch.empty(sizes, dtype=DTYPES[spec.dtype], device="meta")
+        inputs.append(symbols.fake(spec.shape, example, spec.order, spec.device))
+    return inputs
 
 
 def _backward_inputs(step: Step, mode: FakeTensorMode) -> list[Any]:
@@ -83,5 +76,3 @@ def _backward_inputs(step: Step, mode: FakeTensorMode) -> list[Any]:
             for t in step.signature.tangents
         ]
     return [*numbers, *tensors, *tangents]
-
-
