@@ -55,7 +55,7 @@ def _named_shape(tensor: Tensor, names: Mapping[int, str], sizes: dict[str, int]
         size = tensor.shape[dim]
         if size < LEAST or sizes.setdefault(name, size) != size:
             raise ExportError(
-                f"size '{name}' is {size} in an example input of {tuple(tensor.shape)}; a size that "
+                f"size '{name}' is {size} in an example input of {tuple(tensor.shape)}; one that "
                 f"may vary must be {LEAST} or more there, and the same wherever it has its name"
             )
         shape[dim] = name

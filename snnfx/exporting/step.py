@@ -212,13 +212,14 @@ def _expected(signature: StepSignature, spec: TensorSpec, tensor: Tensor) -> str
     names = [size for size in spec.shape if isinstance(size, str)]
     ranges = ", ".join(f"{n} {_range_text(*signature.sizes[n])}" for n in names)
     shape = ", ".join(map(str, spec.shape))
-    fixed = "" if spec.kind == "input" else " (the dtype and device of an export are fixed)"
+    advice = "Rewrite the model with example inputs such as these, or with dynamic_shapes"
+    if spec.kind != "input":
+        advice = "Dtypes and devices are fixed: convert the model before it is rewritten"
     return (
         f"{spec.kind} '{spec.name}' must be {spec.dtype} on {spec.device} of shape [{shape}]"
         f"{f' with {ranges}' if ranges else ''}, but is "
         f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device.type} of shape "
-        f"{list(tensor.shape)}{fixed}. Export the model with example inputs such as these, or with "
-        "dynamic_shapes where only sizes differ"
+        f"{list(tensor.shape)}. {advice}"
     )
 
 

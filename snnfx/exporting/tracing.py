@@ -8,7 +8,7 @@ its results flat.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from snnfx.errors import ExportError
 from snnfx.exporting.signature import StepSignature, Tangent, TensorSpec, dense_order
 from snnfx.exporting.sizes import DynamicShapes, Symbols, named_shapes
 from snnfx.exporting.structure import Structure, flatten, unflatten
-from snnfx.module_state import changed_tensors, kept_state
+from snnfx.module_state import changed_tensors, kept_state, tensor_places
 from snnfx.passes.fxgraph import JointRoles, find_roles, node_value, schema_of, tensor_value
 
 ADVICE = (
@@ -67,10 +67,9 @@ def trace_step(
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = (*(tuple(t.shape) for t in state.values()), *named_shapes(tensors, dynamic))
     reals = (*state.values(), *tensors)
-    specs = [
-        _spec(model, name, tensor, shape, with_gradients)
-        for (name, tensor), shape in zip(_named(state, tensors), shapes, strict=True)
-    ]
+    names = [*state, *map(str, range(len(tensors)))]
+    kinds = [*map(_kind, state.values()), *("input" for _ in tensors)]
+    specs = [_spec(*ends, with_gradients) for ends in zip(kinds, names, reals, shapes, strict=True)]
     fakes = [symbols.fake(s.shape, t, s.order) for s, t in zip(specs, reals, strict=True)]
     flat = _Flat(model, tuple(state), inputs)
     with torch.set_grad_enabled(with_gradients):
@@ -91,16 +90,13 @@ def trace_step(
     return TracedStep(module, roles, signature)
 
 
-def _named(state: dict[str, Tensor], tensors: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
-    return [*state.items(), *((f"input {i}", tensor) for i, tensor in enumerate(tensors))]
+def _kind(tensor: Tensor) -> str:
+    return "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
 
 
 def _spec(
-    model: nn.Module, name: str, tensor: Tensor, shape: tuple[int | str, ...], with_gradients: bool
+    kind: str, name: str, tensor: Tensor, shape: tuple[int | str, ...], with_gradients: bool
 ) -> TensorSpec:
-    kind = "input"
-    if not name.startswith("input "):
-        kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
     return TensorSpec(
         kind,
         name,
@@ -143,7 +139,7 @@ def _check(module: GraphModule, ends: JointEnds, specs: Sequence[TensorSpec]) ->
         raise ExportError("results or inputs of the model share memory in a way that has no graph")
     for node in module.graph.nodes:
         value = node_value(node)
-        if isinstance(value, (Tensor, torch.SymInt)) and free_unbacked_symbols(value):
+        if node.op != "placeholder" and _is_symbolic(value) and free_unbacked_symbols(value):
             raise ExportError(
                 f"node '{node.name}' ({node.target}) depends on the values of tensors. {ADVICE}"
             )
@@ -153,6 +149,10 @@ def _check(module: GraphModule, ends: JointEnds, specs: Sequence[TensorSpec]) ->
                 f"node '{node.name}' ({node.target}) writes to a tensor that is neither an input "
                 "nor a buffer; register it as a buffer"
             )
+
+
+def _is_symbolic(value: object) -> bool:
+    return isinstance(value, (Tensor, torch.SymInt))
 
 
 def _tangents(module: GraphModule, primals: int, ends: JointEnds) -> tuple[Tangent, ...]:
@@ -207,12 +207,13 @@ class _Flat(nn.Module):
         """Hold that no state is carried from one call to the next outside of buffers' memory.
 
         Raises:
-            ExportError: the graph reads a tensor that the model replaced while it ran.
+            ExportError: the graph reads a tensor that the model replaced while it ran, or one with
+                a gradient that goes nowhere.
         """
         placeholders = module.graph.find_nodes(op="placeholder")
         constants = module.graph.find_nodes(op="get_attr")
-        read = {self._names[i] for i, node in enumerate(placeholders[: len(self._names)])
-                if node.users}  # fmt: skip
+        state = zip(self._names, placeholders, strict=False)
+        read = {name for name, node in state if node.users}
         held = [getattr(module, str(node.target)) for node in constants if node.users]
         for name, value in self._step[0].replaced:
             if name in read or any(value is tensor for tensor in held):
@@ -222,6 +223,11 @@ class _Flat(nn.Module):
                     "exported, reset it inside of its forward, or write the state into the buffer "
                     "with copy_"
                 )
+        if any(tensor.requires_grad for tensor in held):
+            raise ExportError(
+                "the model reads a tensor that requires a gradient and is no parameter; register "
+                "it as an nn.Parameter"
+            )
 
 
 class _Step(nn.Module):
@@ -244,25 +250,14 @@ class _Step(nn.Module):
 
 @contextmanager
 def _swapped(module: nn.Module, state: dict[str, Tensor]) -> Generator[None]:
-    """Let the model hold other tensors in the places of its parameters and buffers, tied or not."""
-    slots = list(_places(module, state))
-    before = [(holder, name, holder[name]) for holder, name, _ in slots]
-    try:
-        for holder, name, tensor in slots:
-            holder[name] = tensor
-        yield
-    finally:
-        for holder, name, tensor in before:
-            holder[name] = tensor
-
-
-def _places(
-    module: nn.Module, state: dict[str, Tensor]
-) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Let the model hold other tensors wherever it holds its parameters and buffers."""
     originals = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     by_id = {id(originals[name]): tensor for name, tensor in state.items()}
-    for part in module.modules():
-        for holder in (part._parameters, part._buffers):
-            for name, tensor in holder.items():
-                if tensor is not None:
-                    yield holder, name, by_id[id(tensor)]
+    places = list(tensor_places(module.modules()))
+    try:
+        for holder, name, tensor in places:
+            holder[name] = by_id.get(id(tensor), tensor)
+        yield
+    finally:
+        for holder, name, tensor in places:
+            holder[name] = tensor
