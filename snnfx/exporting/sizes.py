@@ -72,6 +72,7 @@ class Symbols:
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
         self._symbols: dict[str, Any] = {}
+        self._expressions: dict[str, Any] = {}  # as they were before anything was found out
 
     def fake(
         self, shape: Shape, tensor: Tensor, order: Sequence[int], device: str | None = None
@@ -101,6 +102,7 @@ class Symbols:
     def _symbol(self, name: str, size: int) -> Any:
         if name not in self._symbols:
             self._symbols[name] = symbolic_size(self._mode, name, size)
+            self._expressions[name] = self._symbols[name].node.expr
         return self._symbols[name]
 
     def ranges(self) -> dict[str, tuple[int, int | None]]:
@@ -110,7 +112,7 @@ class Symbols:
             ExportError: the model fixes a size, or compares two of them.
         """
         env: Any = self._mode.shape_env
-        symbols = {name: symbol.node.expr for name, symbol in self._symbols.items()}
+        symbols = self._expressions
         for name, symbol in symbols.items():
             if env.simplify(symbol) != symbol:
                 raise ExportError(

@@ -184,6 +184,9 @@ class _Flat(nn.Module):
         self._step = [_Step(model)]  # not a submodule: its parameters are arguments
         self._names = names
         self._inputs = inputs
+        places = tensor_places(model.modules())
+        histories = {id(tensor): tensor for _, _, tensor in places if tensor.grad_fn is not None}
+        self._detached = {key: tensor.detach() for key, tensor in histories.items()}
         self.copied: tuple[int, ...] = ()
 
     @property
@@ -199,7 +202,7 @@ class _Flat(nn.Module):
         step = self._step[0]
         state = dict(zip((f"model.{n}" for n in self._names), flat, strict=False))
         args = unflatten(self._inputs, iter(flat[len(self._names) :]))
-        with _swapped(step, state):
+        with _swapped(step, state, self._detached):
             results = step(*args)
         return tuple(r.clone() if i in self.copied else r for i, r in enumerate(results))
 
@@ -249,14 +252,25 @@ class _Step(nn.Module):
 
 
 @contextmanager
-def _swapped(module: nn.Module, state: dict[str, Tensor]) -> Generator[None]:
-    """Let the model hold other tensors wherever it holds its parameters and buffers."""
+def _swapped(
+    module: nn.Module, state: dict[str, Tensor], detached: dict[int, Tensor]
+) -> Generator[None]:
+    """Let the model hold other tensors wherever it holds its parameters and buffers.
+
+    Args:
+        module: holds them again in the end.
+        state: the others, by name.
+        detached: by identity, what takes the place of further tensors with a history.
+    """
     originals = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     by_id = {id(originals[name]): tensor for name, tensor in state.items()}
     places = list(tensor_places(module.modules()))
     try:
         for holder, name, tensor in places:
-            holder[name] = by_id.get(id(tensor), tensor)
+            if id(tensor) in by_id:
+                holder[name] = by_id[id(tensor)]
+            elif id(tensor) in detached:
+                holder[name] = detached[id(tensor)]
         yield
     finally:
         for holder, name, tensor in places:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from snnfx.errors import ExportError
 from snnfx.exporting.structure import check_structure, count_tensors, flatten, unflatten
 
-Pair = namedtuple("Pair", "first second")  # noqa: PYI024
+Pair = namedtuple("Pair", "first second")
 TENSOR = torch.ones(2)
 
 leaves = st.one_of(
