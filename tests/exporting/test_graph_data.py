@@ -118,7 +118,7 @@ def malicious() -> dict[str, list[Any]]:
 
 @pytest.mark.parametrize("case", malicious())
 def test_data_that_is_not_a_plain_graph_is_refused(case: str) -> None:
-    with pytest.raises(ExportError, match="exported file|arguments with names"):
+    with pytest.raises(ExportError, match=r"exported file|arguments with names"):
         data_to_graph(malicious()[case], {})
 
 
