@@ -238,8 +238,9 @@ def export_joint(module: nn.Module, args: Sequence[Any]) -> tuple[GraphModule, J
     inputs = [node.meta["desc"] for node in placeholders]
     tangents = [d.output for d in inputs if isinstance(d, TangentAOTInput)]
     primals = [d for d in inputs if not isinstance(d, TangentAOTInput)]
-    results = graph_module.graph.output_node().meta["desc"]
-    mutated = [d.mutated_input.idx for d in results if isinstance(d, InputMutationAOTOutput)]
+    results: list[Any] = graph_module.graph.output_node().meta["desc"]
+    written: list[Any] = [d for d in results if isinstance(d, InputMutationAOTOutput)]
+    mutated = [d.mutated_input.idx for d in written]
     outputs = [d.idx for d in results if isinstance(d, PlainAOTOutput)]
     kept = ("non_alias", "unsafe_view_alias", "custom_function_view")
     ends = JointEnds(

@@ -189,9 +189,9 @@ def _read_node(
     if not is_plain(name) or name in made:
         raise ExportError(f"{name!r} is not a name of a new node in an exported file")
     if op == "placeholder":
-        node = graph.create_node("placeholder", name, (), {}, name)
-    elif op == "get_attr" and data.get("target") in constants and is_plain(data["target"]):
-        node = graph.create_node("get_attr", data["target"], (), {}, name)
+        node = graph.create_node("placeholder", str(name), (), {}, str(name))
+    elif op == "get_attr" and is_plain(data.get("target")) and data["target"] in constants:
+        node = graph.create_node("get_attr", str(data["target"]), (), {}, str(name))
     elif op == "call_function":
         node = _read_call(graph, data, made)
     else:

@@ -144,7 +144,9 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # what the decorator makes
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
         step: Step = ctx.step
         first = len(step.signature.mutated)
         tangents = [laid_out(gradients[first + t.output], t.order)

@@ -98,9 +98,7 @@ def _is_structure(data: Any) -> bool:
         ),
         "tuple": lambda: len(data) == 2 and _all_structures(data[1]),
         "list": lambda: len(data) == 2 and _all_structures(data[1]),
-        "dict": lambda: (
-            len(data) == 2 and isinstance(data[1], list) and all(map(_is_item, data[1]))
-        ),
+        "dict": lambda: len(data) == 2 and _all_items(data[1]),
         "named": lambda: len(data) == 4 and _is_named(*data[1:]),
     }
     check = checks.get(data[0])

@@ -25,7 +25,6 @@ EXACT = {
     "spiking_mlp_dropout": 2,
     "hand_written": 2,
     "sew": 1,
-    "vgg": 1,
     "vgg_dropout": 2,
     "spikformer": 1,
     "plain_mlp": 1,

@@ -324,3 +324,18 @@ def test_the_code_of_both_halves_is_printed(capsys: pytest.CaptureFixture[str]) 
     forward, backward = text.split("# backward")
     assert "snnfx.pack_bits" in forward
     assert "snnfx.unpack_bits" in backward
+
+
+def test_an_input_that_requires_a_gradient_gets_it_in_any_layout() -> None:
+    model = Stateful()
+    plain = copy.deepcopy(model)
+    rewritten = snnfx.rewrite(model, torch.randn(4, 6, 8, requires_grad=True), level=1)
+    x = torch.randn(8, 6, 4).permute(2, 1, 0)
+    gradients = []
+    for run in (plain, rewritten):
+        given = x.detach().requires_grad_()
+        weighted(run(given)).backward()
+        gradients.append(given.grad)
+    assert gradients[0] is not None
+    assert gradients[0].any()
+    assert torch.equal(*gradients)  # type: ignore[arg-type]
