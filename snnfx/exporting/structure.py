@@ -63,7 +63,8 @@ def unflatten(structure: Structure, tensors: Iterator[Any]) -> Any:
         return {key: unflatten(item, tensors) for key, item in rest[0]}
     items = [unflatten(item, tensors) for item in rest[-1]]
     if kind == "named":
-        return namedtuple(rest[0], rest[1])._make(items)
+        made: Any = namedtuple(rest[0], rest[1])  # pyright: ignore[reportUntypedNamedTuple]
+        return made._make(items)
     return tuple(items) if kind == "tuple" else items
 
 
