@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from snnfx.backend import last_plan
     from snnfx.capture.offline import Capture, capture, plan
     from snnfx.errors import SnnfxError, SnnfxWarning
+    from snnfx.exporting.archive import export, load
+    from snnfx.exporting.module import RewrittenModule
+    from snnfx.exporting.rewriting import rewrite
     from snnfx.memopt import (
         MEMOPT_PROFILES,
         MemOptSummary,
@@ -30,15 +33,19 @@ _HOMES = {
     "MEMOPT_PROFILES": "snnfx.memopt",
     "MemOptSummary": "snnfx.memopt",
     "MemoryPlan": "snnfx.passes.plan.memory_plan",
+    "RewrittenModule": "snnfx.exporting.module",
     "SnnfxError": "snnfx.errors",
     "SnnfxWarning": "snnfx.errors",
     "apply_gc": "snnfx.memopt",
     "capture": "snnfx.capture.offline",
+    "export": "snnfx.exporting.archive",
     "get_module_and_parent": "snnfx.memopt",
     "last_plan": "snnfx.backend",
+    "load": "snnfx.exporting.archive",
     "memory_optimization": "snnfx.memopt",
     "plan": "snnfx.capture.offline",
     "resolve_device": "snnfx.memopt",
+    "rewrite": "snnfx.exporting.rewriting",
 }
 
 __all__ = [
@@ -46,15 +53,19 @@ __all__ = [
     "Capture",
     "MemOptSummary",
     "MemoryPlan",
+    "RewrittenModule",
     "SnnfxError",
     "SnnfxWarning",
     "apply_gc",
     "capture",
+    "export",
     "get_module_and_parent",
     "last_plan",
+    "load",
     "memory_optimization",
     "plan",
     "resolve_device",
+    "rewrite",
 ]
 
 

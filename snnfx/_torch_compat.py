@@ -16,6 +16,11 @@
 - `TorchDynamoException`: what Dynamo raises where it cannot follow a model; its other names are
   subclasses of this one.
 - `peek_interpreter_stack`: whether a transform of `torch.func` is active has no public question.
+- `aot_export_joint_with_descriptors`: the joint graph of a module without Dynamo, with the meaning
+  of each of its ends; `torch.export` drops the gradients of an `autograd.Function`. The same in
+  2.11 to 2.13.
+- `TracingContext`: removing dead nodes of a graph removes random ones only while one is active.
+- `ConstantSource`: where a size that may vary is said to come from; tracing asks for a source.
 - `pytree`: arguments of a model as the tracer takes them apart.
 - `TorchDispatchMode`: sees each operator of an eager step, after autograd has taken it apart.
 - `_current_graph_task_id` and `_execution_engine.queue_callback`: whether autograd is running a
@@ -27,21 +32,29 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.source import ConstantSource
 from torch._functorch import partitioners
-from torch._functorch._aot_autograd.descriptors import InputMutationAOTOutput
+from torch._functorch._aot_autograd.descriptors import (
+    InputMutationAOTOutput,
+    PlainAOTInput,
+    PlainAOTOutput,
+    TangentAOTInput,
+)
+from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._functorch.partitioners import (
     default_partition,
     min_cut_rematerialization_partition,
 )
-from torch._guards import detect_fake_mode
+from torch._guards import TracingContext, detect_fake_mode, tracing
 from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
@@ -49,6 +62,11 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule, _use_lazy_graph_module
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
 from torch.fx.graph import _BoxedCodeGen
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,23 +74,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = [
     "FakeTensor",
     "FakeTensorMode",
+    "JointEnds",
     "TorchDispatchMode",
     "TorchDynamoException",
     "aot_autograd",
+    "as_in_compilation",
     "at_end_of_backward",
     "boxed",
     "compile_with_inductor",
     "convolution_backend",
     "default_partition",
     "detect_fake_mode",
+    "export_joint",
     "extract_forward_backward",
+    "fake_mode_with_sizes",
     "fake_of_description",
     "in_backward",
     "in_transform",
+    "is_about_layout",
     "lazy_module",
     "min_cut_rematerialization_partition",
     "mutated_inputs",
     "pytree",
+    "symbolic_size",
     "without_dispatch",
 ]
 
@@ -194,3 +218,86 @@ def fake_of_description(
     with in_kernel_invocation_manager(mode):
         memory = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
     return FakeTensor(mode, memory, device)
+
+
+@dataclass(frozen=True)
+class JointEnds:
+    """What the ends of a joint graph that `export_joint` made are.
+
+    Attributes:
+        mutated: for each of the first results, the position of the primal whose new value it is.
+        outputs: how many results of the forward come from the module.
+        tangents: for each gradient that goes in, the position of the module's result; -1 for the
+            new value of a mutated primal.
+        aliases: positions of the module's results that share memory with each other or an input.
+        is_plain: whether the graph has no other ends, and each primal is an argument in its place.
+    """
+
+    mutated: tuple[int, ...]
+    outputs: int
+    tangents: tuple[int, ...]
+    aliases: tuple[int, ...]
+    is_plain: bool
+
+
+def export_joint(module: nn.Module, args: Sequence[Any]) -> tuple[GraphModule, JointEnds]:
+    """The joint graph of a module without parameters that takes and gives flat tensors.
+
+    Without anything that requires a gradient it is the graph of the forward alone.
+
+    Args:
+        module: its code runs, with fake tensors.
+        args: fake.
+    """
+    with ExitStack() as stack:
+        captured = aot_export_joint_with_descriptors(stack, module, tuple(args))
+        graph_module = captured.graph_module
+        infos = captured._aot_state.fw_metadata.output_info
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    inputs = [node.meta["desc"] for node in placeholders]
+    tangents = [d.output for d in inputs if isinstance(d, TangentAOTInput)]
+    primals = [d for d in inputs if not isinstance(d, TangentAOTInput)]
+    results: list[Any] = graph_module.graph.output_node().meta["desc"]
+    written: list[Any] = [d for d in results if isinstance(d, InputMutationAOTOutput)]
+    mutated = [d.mutated_input.idx for d in written]
+    outputs = [d.idx for d in results if isinstance(d, PlainAOTOutput)]
+    kept = ("non_alias", "unsafe_view_alias", "custom_function_view")
+    ends = JointEnds(
+        tuple(mutated),
+        len(outputs),
+        tuple(t.idx if isinstance(t, PlainAOTOutput) else -1 for t in tangents),
+        tuple(i for i, info in enumerate(infos) if info.output_type.name not in kept),
+        primals == [PlainAOTInput(i) for i in range(len(args))]
+        and list(results[: len(mutated) + len(outputs)]) == [d for d in results
+            if isinstance(d, (InputMutationAOTOutput, PlainAOTOutput))]
+        and outputs == list(range(len(infos))),
+    )  # fmt: skip
+    return graph_module, ends
+
+
+def fake_mode_with_sizes() -> FakeTensorMode:
+    """A mode for fake tensors whose sizes may be symbols; real tensors may be constants in it."""
+    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+
+def as_in_compilation() -> AbstractContextManager[object]:
+    """Graphs are rewritten inside as they are while `torch.compile` runs."""
+    return tracing(TracingContext(None))
+
+
+def symbolic_size(mode: FakeTensorMode, name: str, size: int) -> Any:
+    """A new symbol for a size, which was `size` when it was traced and is at least 2."""
+    context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])  # type: ignore[arg-type]
+    example = torch.empty(size, device="meta")
+    fake = mode.from_tensor(example, source=ConstantSource(name), symbolic_context=context)
+    return fake.shape[0]
+
+
+def is_about_layout(guard: Any) -> bool:
+    """Whether a guard on sizes only chose the strides of a fake convolution's result.
+
+    Operators take any strides when they run, so a graph holds where such a guard does not.
+    """
+    place = guard.sloc.framework_loc
+    name = getattr(place, "filename", "")
+    return name.endswith("fake_impls.py") and getattr(place, "name", "") == "conv"

@@ -67,5 +67,9 @@ class TargetError(SnnfxError, RuntimeError):
     """The function that builds a model for the command line cannot be found or called."""
 
 
+class ExportError(SnnfxError, RuntimeError):
+    """A model cannot be rewritten or exported, or a file of one cannot be loaded or called so."""
+
+
 class SnnfxWarning(UserWarning):
     """Base class of all warnings: something was left as it was, and the text says why."""

@@ -333,3 +333,31 @@ def _address(tensor: Tensor) -> int:
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was written to; 0 for an inference tensor, which does not say."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def tensor_places(modules: Iterable[nn.Module]) -> Iterator[tuple[Slots, Any, Tensor]]:
+    """Each slot of `modules` that holds a tensor: what has it, its name or place there, itself."""
+    for slots in _slots_of(modules):
+        for name, value in _items(slots):
+            if isinstance(value, Tensor):
+                yield slots, name, value
+
+
+@contextmanager
+def changed_tensors(model: nn.Module) -> Generator[list[tuple[str, Tensor]]]:
+    """Gives a list that at the end holds each tensor that was replaced, with its place in `model`.
+
+    Parameters, and what holds their place, do not count.
+    """
+    changed: list[tuple[str, Tensor]] = []
+    own = {id(module._parameters) for module in model.modules()}
+    before = [
+        (f"{path}.{name}".lstrip("."), slots, name, value)
+        for path, module in model.named_modules()
+        for slots, name, value in tensor_places([module])
+        if id(slots) not in own
+    ]
+    yield changed
+    changed += [
+        (place, value) for place, slots, name, value in before if _get(slots, name) is not value
+    ]

@@ -219,3 +219,15 @@ def test_the_demo_trains_alike_from_one_seed_and_learns() -> None:
     assert first.losses[-1] < 0.8 * first.losses[0]
     assert first.memory is not None
     assert first.memory.activation_bytes > first.memory.gradient_bytes
+
+
+def test_an_exported_network_trains_in_a_fresh_process_without_a_difference(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    command = [sys.executable, "examples/export_and_train.py", "--models", "vgg8"]
+    command += ["--width", "0.0625", "--level", "1", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(file.read_text())["results"]
+    assert result["difference"] == 0
+    assert result["file_bytes"] > result["state_bytes"] > 0
+    assert "vgg8" in done.stdout

@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "snnfx.module_state": BASE,
     "snnfx.recomputation": (*BASE, "snnfx.compressors", "snnfx.module_state"),
     "snnfx.eager": (*BUILD, "snnfx.module_state"),
+    "snnfx.exporting": (*BUILD, "snnfx.module_state"),
     "snnfx.checkpointing": (
         *BASE,
         "snnfx.base",
