@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch._C._profiler import _EventType
+from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 Step = Callable[[], object]
@@ -114,7 +115,7 @@ def without(
 ) -> list[tuple[int, int]]:
     """`events` less the allocations that hold `survivors`, tensors which are alive at the end."""
     last = {address: index for index, (address, size) in enumerate(events) if size > 0}
-    kept_out = {last.get(tensor.untyped_storage().data_ptr()) for tensor in survivors}
+    kept_out = {last.get(_own_part(t).untyped_storage().data_ptr()) for t in survivors}
     return [event for index, event in enumerate(events) if index not in kept_out]
 
 
@@ -134,8 +135,13 @@ def gradients_of(model: nn.Module) -> list[Tensor]:
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the distinct storages behind `tensors`."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
+    storages = [_own_part(tensor).untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def _own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor that is spread over several."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def time_step(step: Step) -> float:
