@@ -36,6 +36,8 @@ TILED = {"spiking_mlp": 4, "hand_written": 4, "sew": 3}
 
 STEPS = 3
 
+Pair = tuple[Record, Record]
+
 CHILD = """
 import importlib.util, json, pathlib, sys
 import torch
@@ -65,33 +67,25 @@ for folder in pathlib.Path(sys.argv[1]).iterdir():
     torch.save(record, folder / "record.pt")
 """
 
-Pairs = dict[tuple[str, str], tuple[Record, Record]]
 
-
-def cases() -> list[tuple[str, str, int]]:
-    exact = [(name, "float32", level) for name, level in EXACT.items()]
-    return exact + [(name, "float64", level) for name, level in TILED.items()]
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
-    """What the fresh process and this one recorded, by network and dtype."""
-    folder, packages = tmp_path_factory.mktemp("nets"), tmp_path_factory.mktemp("packages")
+def trained(levels: dict[str, int], dtype: torch.dtype, folder: Path) -> dict[str, Pair]:
+    """What a fresh process and this one recorded, by network."""
+    nets, packages = folder / "nets", folder / "packages"
+    packages.mkdir()
     (packages / "snnfx").symlink_to(ROOT / "snnfx")
-    expected: dict[tuple[str, str], Record] = {}
-    for name, dtype, level in cases():
+    expected: dict[str, Record] = {}
+    for name, level in levels.items():
         work = NETS[name]()
-        model = work.model.to(getattr(torch, dtype))
-        inputs: list[Tensor] = [x.to(getattr(torch, dtype)) for x in work.inputs]
-        place = folder / f"{name} {dtype}"
-        place.mkdir()
+        model = work.model.to(dtype)
+        inputs: list[Tensor] = [x.to(dtype) for x in work.inputs]
+        place = nets / name
+        place.mkdir(parents=True)
         snnfx.export(model, inputs, place / "net.snnfx", level=level)
         torch.save(inputs, place / "inputs.pt")
-        expected[name, dtype] = train(copy.deepcopy(model), [inputs] * STEPS)
-    run_child(folder, packages)
+        expected[name] = train(copy.deepcopy(model), [inputs] * STEPS)
+    run_child(nets, packages)
     return {
-        (name, dtype): (torch.load(folder / f"{name} {dtype}" / "record.pt"), record)
-        for (name, dtype), record in expected.items()
+        name: (torch.load(nets / name / "record.pt"), record) for name, record in expected.items()
     }
 
 
@@ -108,11 +102,11 @@ def run_child(folder: Path, packages: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", EXACT)
-def test_a_fresh_process_trains_with_the_bits_of_the_model(name: str, records: Pairs) -> None:
-    assert_same(*records[name, "float32"])
+def test_a_fresh_process_trains_with_the_bits_of_the_model(tmp_path: Path) -> None:
+    for there, here in trained(EXACT, torch.float32, tmp_path).values():
+        assert_same(there, here)
 
 
-@pytest.mark.parametrize("name", TILED)
-def test_a_fresh_process_trains_as_the_model_with_tiles(name: str, records: Pairs) -> None:
-    assert_same(*records[name, "float64"], 1e-10)
+def test_a_fresh_process_trains_as_the_model_with_tiles(tmp_path: Path) -> None:
+    for there, here in trained(TILED, torch.float64, tmp_path).values():
+        assert_same(there, here, 1e-10)

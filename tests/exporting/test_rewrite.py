@@ -252,11 +252,19 @@ def wrong_calls() -> dict[str, tuple[Callable[[nn.Module, Tensor], Any], str]]:
     }
 
 
-@pytest.mark.parametrize("case", wrong_calls())
-def test_a_call_that_does_not_fit_says_what_would(case: str) -> None:
+@pytest.fixture(scope="module")
+def unusual_rewritten() -> tuple[Any, Tensor]:
+    """Made once: tests copy it before they change it."""
     model, x = unusual()
+    return snnfx.rewrite(model, (x, 3), level=1), x
+
+
+@pytest.mark.parametrize("case", wrong_calls())
+def test_a_call_that_does_not_fit_says_what_would(
+    case: str, unusual_rewritten: tuple[Any, Tensor]
+) -> None:
+    rewritten, x = unusual_rewritten
     call, text = wrong_calls()[case]
-    rewritten = snnfx.rewrite(model, (x, 3), level=1)
     with pytest.raises(ExportError, match=text):
         call(copy.deepcopy(rewritten), x)
     rewritten(x, 3)  # the next call still works
