@@ -21,7 +21,6 @@ from tests.sources import ROOT
 pytestmark = pytest.mark.slow
 
 EXACT = {
-    "spiking_mlp": 2,
     "spiking_mlp_dropout": 2,
     "hand_written": 2,
     "sew": 1,
@@ -31,7 +30,7 @@ EXACT = {
 }
 """Level by network, float32: bit for bit."""
 
-TILED = {"spiking_mlp": 4, "hand_written": 4, "sew": 3}
+TILED = {"hand_written": 4, "sew": 3}
 """Level by network, float64: to 1e-10."""
 
 STEPS = 3
