@@ -20,6 +20,8 @@
 - `TorchDispatchMode`: sees each operator of an eager step, after autograd has taken it apart.
 - `_current_graph_task_id` and `_execution_engine.queue_callback`: whether autograd is running a
   backward, and when it ends.
+- `_TorchCompileWrapper`, `CompileContext` and `compile_subgraph_reason`: for which call of
+  `torch.compile` and which frame a backend is running, and why Dynamo ended the graph there.
 - `_DisableTorchDispatch`: looks at values while modes are active, without their seeing it.
 """
 
@@ -41,7 +43,7 @@ from torch._functorch.partitioners import (
     default_partition,
     min_cut_rematerialization_partition,
 )
-from torch._guards import detect_fake_mode
+from torch._guards import CompileContext, detect_fake_mode
 from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
@@ -61,12 +63,15 @@ __all__ = [
     "aot_autograd",
     "at_end_of_backward",
     "boxed",
+    "compile_call",
     "compile_with_inductor",
+    "compiled_frame",
     "convolution_backend",
     "default_partition",
     "detect_fake_mode",
     "extract_forward_backward",
     "fake_of_description",
+    "graph_break_reason",
     "in_backward",
     "in_transform",
     "lazy_module",
@@ -194,3 +199,28 @@ def fake_of_description(
     with in_kernel_invocation_manager(mode):
         memory = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
     return FakeTensor(mode, memory, device)
+
+
+def compile_call() -> Any | None:
+    """The call of `torch.compile` for which a backend is running, an object; None outside of any."""
+    code = torch._TorchCompileWrapper.__call__.__code__
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals["self"]
+
+
+def compiled_frame() -> tuple[object, object]:
+    """The function that Dynamo is compiling, and which of its compilations this is."""
+    compilation = CompileContext.current_compile_id()
+    return getattr(compilation, "frame_id", None), compilation
+
+
+def graph_break_reason(module: GraphModule) -> str | None:
+    """Why and where Dynamo ended a graph in the middle of a function; None if it did not."""
+    reason: Any = getattr(module, "compile_subgraph_reason", None)
+    if reason is None or not reason.graph_break:
+        return None
+    text = reason.reason.strip().partition("\n")[0].rstrip(".")
+    place = reason.user_stack[-1] if reason.user_stack else None
+    return text if place is None else f"{text}, at {place.filename}:{place.lineno}"
