@@ -53,7 +53,7 @@ class Scale:
 
     Attributes:
         width: channels of its first or only stage.
-        depth: blocks; of a VGG or ResNet, stages.
+        depth: blocks; stages of a VGG or ResNet; elsewhere, convolutions.
         steps: T.
         batch: N.
         size: H and W of the input.
@@ -169,33 +169,53 @@ def spikingjelly_spike_driven_transformer(scale: Scale) -> nn.Module:
     )  # fmt: skip
 
 
+def _stages(scale: Scale) -> list[tuple[int, int, bool]]:
+    """`depth` convolutions: channels in, channels, and whether a pooling comes after the neuron."""
+    plan: list[tuple[int, int, bool]] = []
+    channels_in = 2
+    for index in range(scale.depth):
+        channels = scale.width << min(index // 2, 2)
+        plan.append((channels_in, channels, index % 2 == 1))
+        channels_in = channels
+    return plan
+
+
+def _features(scale: Scale) -> int:
+    """How many numbers a sample has after all convolutions."""
+    pools = sum(pooled for *_, pooled in _stages(scale))
+    return _stages(scale)[-1][1] * (scale.size >> pools) ** 2
+
+
+def _convolution(channels_in: int, channels: int) -> nn.Conv2d:
+    convolution = nn.Conv2d(channels_in, channels, 3, padding=1)
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity="linear")
+    with torch.no_grad():
+        convolution.weight.mul_(LIVELY)
+    return convolution
+
+
 class SNNTorchNet(nn.Module):
     """Convolutions with `Leaky` neurons that keep their states, and a loop over time in forward."""
 
     def __init__(self, scale: Scale) -> None:
         super().__init__()
-        width = scale.width
-        self.conv1, self.leaky1 = nn.Conv2d(2, width, 5, padding=2), self._leaky()
-        self.conv2, self.leaky2 = nn.Conv2d(width, 2 * width, 5, padding=2), self._leaky()
-        self.conv3, self.leaky3 = nn.Conv2d(2 * width, 2 * width, 3, padding=1), self._leaky()
-        self.pool = nn.MaxPool2d(2)
-        self.readout = nn.Linear(2 * width * (scale.size // 8) ** 2, CLASSES)
-        self.leaky4 = snntorch.Leaky(beta=0.9, init_hidden=True, output=True, learn_beta=True)
-
-    @staticmethod
-    def _leaky() -> snntorch.Leaky:
         gradient = snntorch_surrogate.fast_sigmoid(slope=25)
-        return snntorch.Leaky(beta=0.5, threshold=0.5, spike_grad=gradient, init_hidden=True)
+        self.layers = nn.ModuleList()
+        for channels_in, channels, pooled in _stages(scale):
+            leaky = snntorch.Leaky(beta=0.7, threshold=1, spike_grad=gradient, init_hidden=True)
+            pool = [nn.MaxPool2d(2)] if pooled else []
+            self.layers.append(nn.Sequential(_convolution(channels_in, channels), leaky, *pool))
+        self.readout = nn.Linear(_features(scale), CLASSES)
+        self.integrator = snntorch.Leaky(beta=0.9, init_hidden=True, output=True, learn_beta=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, N, 2, H, W]` to the mean potential, `[N, classes]`."""
         snntorch_utils.reset(self)
         potentials: list[Tensor] = []
-        for frame in x:
-            spikes = self.leaky1(self.pool(LIVELY * self.conv1(frame)))
-            spikes = self.leaky2(self.pool(LIVELY * self.conv2(spikes)))
-            spikes = self.leaky3(self.pool(LIVELY * self.conv3(spikes)))
-            _, potential = self.leaky4(self.readout(spikes.flatten(1)))
+        for spikes in x:
+            for stage in self.layers:
+                spikes = stage(spikes)
+            _, potential = self.integrator(self.readout(spikes.flatten(1)))
             potentials.append(potential)
         return torch.stack(potentials).mean(0)
 
@@ -205,21 +225,19 @@ class NorseNet(nn.Module):
 
     def __init__(self, scale: Scale) -> None:
         super().__init__()
-        width = scale.width
+        neuron = norse.LIFParameters(v_th=torch.tensor(0.1), method="super", alpha=10.0)
         layers: list[nn.Module] = []
-        for channels_in, channels in ((2, width), (width, 2 * width), (2 * width, 2 * width)):
-            threshold = norse.LIFParameters(v_th=torch.tensor(0.1), method="super", alpha=10.0)
-            layers += [nn.Conv2d(channels_in, channels, 3, padding=1), norse.LIFCell(p=threshold)]
-            layers.append(nn.MaxPool2d(2))
-        features = 2 * width * (scale.size // 8) ** 2
-        layers += [nn.Flatten(), nn.Linear(features, CLASSES), norse.LICell()]
+        for channels_in, channels, pooled in _stages(scale):
+            layers += [_convolution(channels_in, channels), norse.LIFCell(p=neuron)]
+            layers += [nn.MaxPool2d(2)] if pooled else []
+        layers += [nn.Flatten(), nn.Linear(_features(scale), CLASSES), norse.LICell()]
         self.body = norse.SequentialState(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, N, 2, H, W]` to the last potential, `[N, classes]`."""
         state, potential = None, x.new_zeros(())
         for frame in x:
-            potential, state = self.body(8 * frame, state)
+            potential, state = self.body(frame, state)
         return potential
 
 
@@ -228,20 +246,15 @@ class SinabsNet(nn.Module):
 
     def __init__(self, scale: Scale) -> None:
         super().__init__()
-        width, options = scale.width, {"batch_size": scale.batch, "spike_fn": SingleSpike}
-        self.body = nn.Sequential(
-            nn.Conv2d(2, width, 3, padding=1, bias=False),
-            IAFSqueeze(spike_threshold=0.5, min_v_mem=-1.0, **options),
-            nn.AvgPool2d(2),
-            nn.Conv2d(width, 2 * width, 3, padding=1, bias=False),
-            LIFSqueeze(tau_mem=10.0, norm_input=False, spike_threshold=0.3, **options),
-            nn.AvgPool2d(2),
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False),
-            LIFSqueeze(tau_mem=10.0, norm_input=False, spike_threshold=0.2, **options),
-            nn.AvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(2 * width * (scale.size // 8) ** 2, CLASSES),
-        )
+        options = {"batch_size": scale.batch, "spike_fn": SingleSpike, "min_v_mem": -1.0}
+        layers: list[nn.Module] = []
+        for index, (channels_in, channels, pooled) in enumerate(_stages(scale)):
+            leaky = LIFSqueeze(tau_mem=10.0, norm_input=False, **options)
+            layers += [_convolution(channels_in, channels)]
+            layers += [leaky if index else IAFSqueeze(**options)]
+            layers += [nn.AvgPool2d(2)] if pooled else []
+        layers += [nn.Flatten(), nn.Linear(_features(scale), CLASSES)]
+        self.body = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, N, 2, H, W]` to the mean over time, `[N, classes]`."""
@@ -283,17 +296,17 @@ FRAMEWORKS: dict[str, Framework] = {
     ),
     "snntorch": Framework(
         SNNTorchNet,
-        Scale(4, 3, 3, 2, 8), Scale(16, 3, 16, 8, 32), Scale(32, 3, 25, 64, 64),
+        Scale(8, 3, 4, 2, 8), Scale(16, 8, 10, 4, 32), Scale(32, 8, 25, 32, 64),
         reset=_nothing, **_EVENTS,
     ),
     "norse": Framework(
         NorseNet,
-        Scale(4, 3, 4, 2, 8), Scale(16, 3, 16, 8, 32), Scale(32, 3, 32, 64, 64),
+        Scale(8, 3, 4, 2, 8), Scale(16, 8, 10, 4, 32), Scale(32, 8, 32, 32, 64),
         reset=_nothing, **_EVENTS,
     ),
     "sinabs": Framework(
         SinabsNet,
-        Scale(4, 3, 4, 2, 8), Scale(16, 3, 16, 8, 32), Scale(32, 3, 32, 64, 64),
+        Scale(8, 3, 4, 2, 8), Scale(16, 8, 10, 4, 32), Scale(32, 8, 32, 32, 64),
         reset=_reset_sinabs, **_EVENTS,
     ),
 }  # fmt: skip

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snnfx.errors import SnnfxWarning
 from snnfx.base import MemoryModule
+from snnfx.errors import SnnfxWarning
 from snnfx.neurons import LIFNode, detach_net, reset_net
 
 from tests.backend import nets
