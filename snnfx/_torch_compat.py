@@ -25,6 +25,8 @@
 - `TorchDispatchMode`: sees each operator of an eager step, after autograd has taken it apart.
 - `_current_graph_task_id` and `_execution_engine.queue_callback`: whether autograd is running a
   backward, and when it ends.
+- `_TorchCompileWrapper`, `CompileContext` and `compile_subgraph_reason`: for which call of
+  `torch.compile` and which frame a backend is running, and why Dynamo ended the graph there.
 - `_DisableTorchDispatch`: looks at values while modes are active, without their seeing it.
 """
 
@@ -54,7 +56,7 @@ from torch._functorch.partitioners import (
     default_partition,
     min_cut_rematerialization_partition,
 )
-from torch._guards import TracingContext, detect_fake_mode, tracing
+from torch._guards import CompileContext, TracingContext, detect_fake_mode, tracing
 from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
@@ -81,7 +83,9 @@ __all__ = [
     "as_in_compilation",
     "at_end_of_backward",
     "boxed",
+    "compile_call",
     "compile_with_inductor",
+    "compiled_frame",
     "convolution_backend",
     "default_partition",
     "detect_fake_mode",
@@ -89,6 +93,7 @@ __all__ = [
     "extract_forward_backward",
     "fake_mode_with_sizes",
     "fake_of_description",
+    "graph_break_reason",
     "in_backward",
     "in_transform",
     "is_about_layout",
@@ -301,3 +306,28 @@ def is_about_layout(guard: Any) -> bool:
     place = guard.sloc.framework_loc
     name = getattr(place, "filename", "")
     return name.endswith("fake_impls.py") and getattr(place, "name", "") == "conv"
+
+
+def compile_call() -> Any | None:
+    """The call of `torch.compile` for which a backend is running, an object; None outside of any."""
+    code = torch._TorchCompileWrapper.__call__.__code__
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals["self"]
+
+
+def compiled_frame() -> tuple[object, object]:
+    """The function that Dynamo is compiling, and which of its compilations this is."""
+    compilation = CompileContext.current_compile_id()
+    return getattr(compilation, "frame_id", None), compilation
+
+
+def graph_break_reason(module: GraphModule) -> str | None:
+    """Why and where Dynamo ended a graph in the middle of a function; None if it did not."""
+    reason: Any = getattr(module, "compile_subgraph_reason", None)
+    if reason is None or not reason.graph_break:
+        return None
+    text = reason.reason.strip().partition("\n")[0].rstrip(".")
+    place = reason.user_stack[-1] if reason.user_stack else None
+    return text if place is None else f"{text}, at {place.filename}:{place.lineno}"

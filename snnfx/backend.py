@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 from snnfx._torch_compat import aot_autograd, mutated_inputs
 from snnfx.capture.pipeline import partition_joint
 from snnfx.config import Options
+from snnfx.graph_count import GraphCount, forget_frames
 from snnfx.lowering.lower import Lowering
 from snnfx.passes.fxgraph import find_roles
 from snnfx.passes.plan.memory_plan import MemoryPlan
@@ -45,6 +46,8 @@ def snnmem(
     del mode
     parsed = Options.parse(options)
     lowering = Lowering(parsed, lambda plan: _record(plan, parsed))
+    count = GraphCount.current()
+    count.add(module)
 
     def partition(
         joint: GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **kwargs: Any
@@ -58,13 +61,20 @@ def snnmem(
         lowering.outputs = num_fwd_outputs
         return result.forward, result.backward
 
+    def backward(module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        return count.tell_when_run(lowering.backward(module, example_inputs))
+
     compiler = aot_autograd(
         fw_compiler=lowering.forward,
-        bw_compiler=lowering.backward,
+        bw_compiler=backward,
         inference_compiler=lowering.inference,
         partition_fn=partition,
     )
     return compiler(module, example_inputs)
+
+
+# Dynamo calls the attribute `reset` of each backend that it has used when it forgets its code.
+vars(snnmem)["reset"] = forget_frames
 
 
 def _record(plan: MemoryPlan, options: Options) -> None:

@@ -65,6 +65,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "snnfx.capture",
         "snnfx.eager",
     ),
+    "snnfx.adapters": BASE,
+    "snnfx.graph_count": BASE,
     **dict.fromkeys(FRONT, EVERYTHING),
 }
 """The layer of a file is the longest key that its name starts with."""
