@@ -57,7 +57,7 @@ def check(program: Program, main: int = 4) -> Outcome:
     tolerances = {level: tolerance(program, level) for level in LEVELS}
     backend = EveryLevel(main, tolerances)
     outcome = _checked(program, lambda net: torch.compile(net, backend=backend), tolerances[main])
-    if outcome.kind == "equal" and backend.problems:
+    if outcome.kind in ("equal", "torch") and backend.problems:
         outcome.kind, outcome.reasons = "failure", backend.problems
     outcome.plans, outcome.tally = backend.plans, backend.tally
     return outcome

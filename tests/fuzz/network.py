@@ -29,7 +29,6 @@ class Network(nn.Module):
         self.static, self.time = program.static, program.time
         self.layers = nn.ModuleList()
         self.wiring: list[tuple[int, tuple[int, ...]]] = []
-        self.eval()
         with torch.no_grad():
             values = self._prepared(make_inputs(program, 0))
             for step in program.steps:
@@ -60,7 +59,10 @@ class Network(nn.Module):
             return
         try:
             result = layer(*(values[i].detach().clone() for i in operands))
-        except RuntimeError:  # shapes or dtypes that the plain module has no kernel for
+        except (
+            RuntimeError,
+            ValueError,
+        ):  # shapes or dtypes that the plain module has no kernel for
             return
         if index == len(self.layers):
             self.layers.append(layer)

@@ -350,9 +350,7 @@ def _readout(shape: Shape, kind: str) -> nn.Module | None:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "conv": Operation(
-        _conv, ((4, 2, 6), (3, 1, 5), (1, 1, 2), ("one", "all", "two"), BOTH, FOLDS)
-    ),
+    "conv": Operation(_conv, ((4, 2, 6), (3, 1, 5), (1, 1, 2), ("one", "all", "two"), BOTH, FOLDS)),
     "linear": Operation(_linear, ((5, 8, 3), BOTH, FOLDS, (True, False))),
     "norm": Operation(
         _norm,

@@ -22,7 +22,7 @@ Pick = Callable[[Sequence[Any]], Any]
 FORMS = ("image", "image", "sequence", "features", "features")
 LAYOUTS = ("contiguous", "contiguous", "channels_last", "batch_first", "strided", "expanded")
 WEIGHTS = ("conv", "conv", "linear")
-EXTRAS = ("pool", "combine", "combine", "attention", "dropout", "inplace", "shape", "pointwise",
+EXTRAS = ("pool", "pool", "combine", "combine", "attention", "dropout", "inplace", "shape", "pointwise",
           "cast", "buffer", "again", "neuron", "readout")  # fmt: skip
 
 
@@ -116,11 +116,11 @@ def draw_program(pick: Pick) -> Program:
     """One program from a source of choices."""
     seldom = (False, False, False, False, False, True)
     batch = pick((1, 2, 2, 3, 4))
-    layers = [step for _ in range(pick((1, 2, 2, 3, 3))) for step in _draw_layer(pick)]
+    layers = [step for _ in range(pick((1, 1, 2, 2, 3))) for step in _draw_layer(pick)]
     return Program(
         form=pick(FORMS),
         steps=tuple(layers),
-        time=pick((4, 1, 2, 3, 4, 5, 8, 12)),
+        time=pick((4, 1, 2, 2, 3, 3, 4, 4, 5, 6, 8, 12)),
         batch=(batch, pick((1, 2, 3, 5)) if pick((*seldom, False, False)) else batch),
         channels=pick((4, 2, 3, 6)),
         size=pick((6, 4, 5, 8)),
@@ -132,7 +132,7 @@ def draw_program(pick: Pick) -> Program:
         static=pick(seldom),
         outputs=tuple(pick(range(8)) for _ in range(pick((0, 0, 0, 1, 2)))),
         unused=pick((False, False, True)),
-        carried=pick((False, False, False, True)),
+        carried=pick((False, False, False, False, True)),
         training=pick((True, True, True, True, False)),
         frozen=pick((0, 0, 0, 1, 2, 3)),
         optimizer=pick((True, False)),
