@@ -27,36 +27,49 @@ class Tally:
 
 
 class ClaimChecker(Interpreter):
-    """Runs the forward of a joint graph, and notes the values that break a claim about them."""
+    """Runs a graph, and notes the values that break a claim about them.
 
-    def __init__(self, joint: GraphModule, roles: JointRoles, tally: Tally) -> None:
-        super().__init__(joint, garbage_collect_values=False)
-        self.ranges = analyse_value_ranges(joint.graph)
-        self.skipped = backward_nodes(joint.graph, roles)
+    Args:
+        module: raw ATen or decomposed, with metadata.
+        tally: counts the claims.
+        roles: of a joint graph, of which just the forward is run.
+    """
+
+    def __init__(self, module: GraphModule, tally: Tally, roles: JointRoles | None = None) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.ranges = analyse_value_ranges(module.graph)
+        self.skipped = backward_nodes(module.graph, roles) if roles else frozenset[Node]()
         self.tally = tally
         self.broken: list[str] = []
 
     def check(self, args: list[Any]) -> list[str]:
-        """The claims that a forward from these primals breaks."""
+        """The claims that a run from these arguments breaks; those of a backward may be missing."""
         self.broken = []
         placeholders = len(self.module.graph.find_nodes(op="placeholder"))
         with torch.no_grad():
             self.run(*args, *[None] * (placeholders - len(args)))
+        for node, value in self.env.items():  # what is written to later has no claim
+            self._hold(value, node, "at the end of the run, ")
         return self.broken
 
     def run_node(self, n: Node) -> Any:
         if n.op == "output" or n in self.skipped:
             return None
         value = super().run_node(n)
-        if isinstance(value, Tensor) and self.ranges.grid(n) is not None:
-            self.tally.grids += 1
-            reason = broken_claim(value, n, self.ranges)
-            if reason:
-                self.broken.append(f"'{n.name}' ({n.target}): {reason}")
-            elif self.ranges.encoding(n) is not None:
-                self.tally.packed += 1
-                self._pack(value, n)
+        if self._hold(value, n) and self.ranges.encoding(n) is not None:
+            self.tally.packed += 1
+            self._pack(value, n)
         return value
+
+    def _hold(self, value: Any, node: Node, when: str = "") -> bool:
+        """Whether there is a claim about a value, and it holds."""
+        if not isinstance(value, Tensor) or self.ranges.grid(node) is None:
+            return False
+        self.tally.grids += not when
+        reason = broken_claim(value, node, self.ranges)
+        if reason:
+            self.broken.append(f"'{node.name}' ({node.target}): {when}{reason}")
+        return not reason
 
     def _pack(self, value: Tensor, node: Node) -> None:
         """Hold that packing loses nothing, in both layouts."""

@@ -34,7 +34,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward((x.abs() < 0.5))
+        ctx.save_for_backward(x.abs() < 0.5)
         return x.gt(0.0).to(x.dtype)
 
     @staticmethod

@@ -22,8 +22,8 @@ Pick = Callable[[Sequence[Any]], Any]
 FORMS = ("image", "image", "sequence", "features", "features")
 LAYOUTS = ("contiguous", "contiguous", "channels_last", "batch_first", "strided", "expanded")
 WEIGHTS = ("conv", "conv", "linear")
-EXTRAS = ("pool", "pool", "combine", "combine", "attention", "dropout", "inplace", "shape", "pointwise",
-          "cast", "buffer", "again", "neuron", "readout")  # fmt: skip
+EXTRAS = ("pool", "pool", "combine", "combine", "attention", "dropout", "inplace", "shape",
+          "pointwise", "cast", "buffer", "again", "neuron", "readout")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,12 @@ def draw_program(pick: Pick) -> Program:
     """One program from a source of choices."""
     seldom = (False, False, False, False, False, True)
     batch = pick((1, 2, 2, 3, 4))
-    layers = [step for _ in range(pick((1, 1, 2, 2, 3))) for step in _draw_layer(pick)]
+    layers = [step for _ in range(pick((1, 1, 1, 2, 2, 3))) for step in _draw_layer(pick)]
     return Program(
         form=pick(FORMS),
         steps=tuple(layers),
-        time=pick((4, 1, 2, 2, 3, 3, 4, 4, 5, 6, 8, 12)),
-        batch=(batch, pick((1, 2, 3, 5)) if pick((*seldom, False, False)) else batch),
+        time=pick((4, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 6, 7, 8, 12)),
+        batch=(batch, pick((1, 2, 3, 5)) if pick((*seldom, *seldom[:5])) else batch),
         channels=pick((4, 2, 3, 6)),
         size=pick((6, 4, 5, 8)),
         dtype=pick(("float64", "float64", "float32")),
@@ -137,7 +137,7 @@ def draw_program(pick: Pick) -> Program:
         frozen=pick((0, 0, 0, 1, 2, 3)),
         optimizer=pick((True, False)),
         autocast=pick((*seldom, False, False)),
-        inference=pick(seldom),
+        inference=pick((*seldom, *seldom[:5])),
     )
 
 
@@ -146,7 +146,7 @@ def _draw_layer(pick: Pick) -> list[Step]:
     kinds = [pick(WEIGHTS)]
     kinds += ["norm"] if pick((False, True)) else []
     kinds += ["neuron"]
-    kinds += [pick(EXTRAS) for _ in range(pick((0, 1, 1, 2)))]
+    kinds += [pick(EXTRAS) for _ in range(pick((0, 1, 2, 2)))]
     return [_draw_step(kind, pick) for kind in kinds]
 
 
