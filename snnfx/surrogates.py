@@ -27,12 +27,22 @@ def heaviside(x: torch.Tensor) -> torch.Tensor:
 
 
 class _SpikeFunction(torch.autograd.Function):
-    """The step forward; subclasses add backward."""
+    """The step forward, with one parameter; subclasses add backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, *parameters: float) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, parameter: float) -> torch.Tensor:
         ctx.save_for_backward(x)
-        ctx.parameters = parameters
+        ctx.parameters = (parameter,)
+        return heaviside(x)
+
+
+class _SpikeFunction2(torch.autograd.Function):
+    """The same with two; Dynamo takes `*parameters` for a forward without `ctx`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, first: float, second: float) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.parameters = (first, second)
         return heaviside(x)
 
 
@@ -62,7 +72,7 @@ class _PiecewiseQuadraticSpike(_SpikeFunction):
         return slope.masked_fill(distance > 1 / alpha, 0), None
 
 
-class _PiecewiseLeakyReLUSpike(_SpikeFunction):
+class _PiecewiseLeakyReLUSpike(_SpikeFunction2):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (grad,), (x,), (w, c) = grad_outputs, ctx.saved_tensors, ctx.parameters
@@ -77,7 +87,7 @@ class _RectSpike(_SpikeFunction):
         return alpha * (x.abs() < 0.5 / alpha).to(x) * grad, None
 
 
-class _LeakyKReLUSpike(_SpikeFunction):
+class _LeakyKReLUSpike(_SpikeFunction2):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (grad,), (x,), (leak, k) = grad_outputs, ctx.saved_tensors, ctx.parameters

@@ -172,3 +172,15 @@ def test_the_backward_of_a_sequence_input_is_one_stack() -> None:
     torch.compile(node, backend=backend, fullgraph=True)(x_seq).sum().backward()
     assert "aten.stack.default" in targets
     assert not any("select_backward" in target for target in targets)
+
+
+@pytest.mark.parametrize("name", ["ATan", "LeakyKReLU", "PiecewiseLeakyReLU", "Rect", "Sigmoid"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_surrogate_is_traced_where_nothing_needs_a_gradient(name: str, grad: bool) -> None:
+    node = neurons.LIFNode(surrogate_function=getattr(neurons, name)(), step_mode="m")
+    x_seq = torch.randn(T, N, FEATURES)
+    expected = node(x_seq)
+    node.reset()
+    with torch.set_grad_enabled(grad):
+        found = torch.compile(node, backend="aot_eager", fullgraph=True)(x_seq)
+    assert torch.equal(found, expected)
