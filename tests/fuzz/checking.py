@@ -132,7 +132,7 @@ def _trained(program: Program, compile_: Callable[[Network], Callable[..., Any]]
     network = copy.deepcopy(build(program))
     try:
         return train(program, network, compile_(network))
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
         return "".join(traceback.format_exception(error)[-3:])
