@@ -134,7 +134,9 @@ def spikingjelly_vgg(scale: Scale) -> nn.Module:
 
 def spikingjelly_sew_resnet(scale: Scale) -> nn.Module:
     """SEW-ResNet with `depth` blocks in each of four stages; its width is the published one."""
-    return _lively(SEWResNet(BasicBlock, [scale.depth] * 4, num_classes=CLASSES, cnf="ADD", **_lif()))
+    return _lively(
+        SEWResNet(BasicBlock, [scale.depth] * 4, num_classes=CLASSES, cnf="ADD", **_lif())
+    )
 
 
 def spikingjelly_spikformer(scale: Scale) -> nn.Module:
@@ -292,7 +294,7 @@ FRAMEWORKS: dict[str, Framework] = {
     ),
     "spikingjelly_spike_driven_transformer": Framework(
         spikingjelly_spike_driven_transformer,
-        Scale(16, 1, 3, 2, 16), Scale(96, 2, 4, 4, 32), Scale(384, 8, 4, 32, 224), **_IMAGES,
+        Scale(16, 1, 3, 2, 32), Scale(96, 2, 4, 4, 32), Scale(384, 8, 4, 32, 224), **_IMAGES,
     ),
     "snntorch": Framework(
         SNNTorchNet,

@@ -137,7 +137,7 @@ class _RemoveRequiresGrad(ast.NodeTransformer):
     def __init__(self) -> None:
         self.removed = 0
 
-    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:  # noqa: N802
+    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
         """Drop the statement, or leave it."""
         (target, *others) = node.targets
         if others or not isinstance(target, ast.Attribute) or target.attr != "requires_grad":

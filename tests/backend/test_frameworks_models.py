@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from models_frameworks import FRAMEWORKS, build_framework
 from torch import Tensor
 
+from models_frameworks import FRAMEWORKS, build_framework
 from snnfx.adapters import adapt
 from snnfx.passes.plan.memory_plan import MemoryPlan
 
@@ -51,7 +51,10 @@ def trained(
         optimizer.zero_grad()
         loss = work.loss_fn(run(*(x.to(dtype) for x in work.inputs)))
         loss.backward()
-        found += [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+        found += [
+            loss.detach(),
+            *(p.grad.clone() for p in model.parameters() if p.grad is not None),
+        ]
         found += [buffer.detach().clone() for buffer in model.buffers()]
         optimizer.step()
     return found, plans
