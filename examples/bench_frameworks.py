@@ -145,6 +145,13 @@ def table_of(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
+def read(file: Path) -> list[Row]:
+    """The rows that `--json` wrote."""
+    rows = json.loads(file.read_text())
+    pairs = ("activation_bytes", "step_ms")
+    return [Row(**{**row, **{name: tuple(row[name]) for name in pairs}}) for row in rows]
+
+
 def broken(rows: Sequence[Row]) -> list[str]:
     """What does not hold: rows that are not exact, and rows that save nothing."""
     found = [f"{row.name}: error {row.eager_error:.1e}" for row in rows
