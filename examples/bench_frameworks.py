@@ -101,12 +101,13 @@ def measured(name: str, arguments: argparse.Namespace) -> Row:
     torch.compiler.reset()
     plain = Run(name, arguments.size)
     expected = plain.gradients()
-    eager = Run(name, arguments.size, {"level": arguments.level, "lowering": "eager"})
+    options = {"level": arguments.level, "prefer": arguments.prefer}
+    eager = Run(name, arguments.size, {**options, "lowering": "eager"})
     eager_error = largest_relative_error(eager.gradients(), expected)
     del eager
     torch.compiler.reset()
     counters.clear()
-    compiled = Run(name, arguments.size, {"level": arguments.level})
+    compiled = Run(name, arguments.size, options)
     for _ in range(2):  # the first step compiles, the second may compile again for a state
         found = compiled.gradients()
     memory = plain.activation_bytes(), compiled.activation_bytes()
@@ -144,6 +145,13 @@ def table_of(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
+def read(file: Path) -> list[Row]:
+    """The rows that `--json` wrote."""
+    rows = json.loads(file.read_text())
+    pairs = ("activation_bytes", "step_ms")
+    return [Row(**{**row, **{name: tuple(row[name]) for name in pairs}}) for row in rows]
+
+
 def broken(rows: Sequence[Row]) -> list[str]:
     """What does not hold: rows that are not exact, and rows that save nothing."""
     found = [f"{row.name}: error {row.eager_error:.1e}" for row in rows
@@ -159,6 +167,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="any of: " + ", ".join(FRAMEWORKS))  # fmt: skip
     add("--size", default="small", choices=["tiny", "small", "full"])
     add("--level", type=int, default=4, choices=range(5), metavar="LEVEL", help="0 to 4")
+    add("--prefer", default="memory", choices=["speed", "balanced", "memory"])
     add("--steps", type=int, default=5, help="timed training steps of each")
     add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     add("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -175,7 +184,8 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"[dim]{name}: {rows[-1].ratio:.2f} times less[/]")
         if arguments.json:
             arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
-    title = f"level {arguments.level}, size {arguments.size}, {arguments.threads} threads"
+    title = f"level {arguments.level}, prefer {arguments.prefer}, size {arguments.size}, "
+    title += f"{arguments.threads} threads"
     console.print(table_of(rows, title))
     console.print(f"median: {statistics.median(row.ratio for row in rows):.2f} times less")
     for text in broken(rows):

@@ -309,7 +309,7 @@ def is_about_layout(guard: Any) -> bool:
 
 
 def compile_call() -> Any | None:
-    """The call of `torch.compile` for which a backend is running; None outside of any."""
+    """The call of `torch.compile` for which a backend runs, an object; None outside of any."""
     code = torch._TorchCompileWrapper.__call__.__code__
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not code:

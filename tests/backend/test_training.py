@@ -249,6 +249,19 @@ def test_loss_inside_the_graph_matches(lowering: str) -> None:
     compare(OwnLoss().to(x.dtype), session, lowering).assert_packed()
 
 
+def test_a_literal_tensor_in_forward_is_read_while_a_graph_is_partitioned() -> None:
+    class Literal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nets.mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x * torch.as_tensor(0.5))
+
+    x = nets.features(torch.float32)
+    compare(Literal(), Training([(x,), (x,)], nets.weighted)).assert_packed()
+
+
 def test_graph_breaks_leave_every_part_right_and_planned() -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:
