@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
+from snnfx._torch_compat import without_dispatch
 from snnfx.passes.analysis.grid import FLOAT_FORMATS, Grid, round_to
 from snnfx.passes.analysis.value_range_rules import (
     BINARY_FACT,
@@ -120,7 +121,9 @@ def lift_fresh_copy_range(call: Call) -> Fact:
         return TOP
     if literal.numel() != 1 or literal.device.type != "cpu" or literal.is_complex():
         return TOP
-    return constant_fact(literal.item(), call.dtype)
+    with without_dispatch():  # a partitioner runs under a mode that takes no real tensors
+        number = literal.item()
+    return constant_fact(number, call.dtype)
 
 
 def _attribute(node: Node) -> object:
