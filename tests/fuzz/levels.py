@@ -2,7 +2,8 @@
 
 Tracing a network takes far longer than planning it, and is the same for all levels. So the joint
 graph is planned at each level; one of them runs as `snnmem` would run it, and the others run beside
-it, on copies of its arguments and from its random state.
+it, on copies of its arguments and from its random state. Small graphs are mostly not worth a plan,
+and would be left as they are: here every plan is applied that can be.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -79,9 +81,10 @@ class _Graph:
         roles = find_roles(joint, primals, num_fwd_outputs, mutated)
         self.outputs, self.tangents = num_fwd_outputs, len(roles.tangents)
         self.checker = _checker(joint, roles, self.backend.tally)
-        for level in LEVELS:
-            options = Options.parse({"level": level, "lowering": "eager"})
-            self.parts[level] = partition_joint(*_copied(joint, roles), options)
+        with mock.patch("snnfx.capture.pipeline._why_not", return_value=None):
+            for level in LEVELS:
+                options = Options.parse({"level": level, "lowering": "eager"})
+                self.parts[level] = partition_joint(*_copied(joint, roles), options)
         self.backend.plans.append({level: part.plan for level, part in self.parts.items()})
         main = self.parts[self.backend.main]
         return main.forward, main.backward
@@ -95,20 +98,10 @@ class _Graph:
                 with torch.random.fork_rng():
                     self.backend.problems += self.checker.check(_copies(args))
                 self.checker = None  # a second run adds little, and takes as long
-            results = self._run("forward", halves, dict.fromkeys(halves, list(args)), args)
-            # In front of a backward come symbols, then tensors; behind a forward the reverse.
-            passed = {level: list(result[self.outputs :]) for level, result in results.items()}
-            self.saved.append(
-                {
-                    level: _copies(
-                        [
-                            *(v for v in values if not isinstance(v, Tensor)),
-                            *(v for v in values if isinstance(v, Tensor)),
-                        ]
-                    )
-                    for level, values in passed.items()
-                }
-            )
+            own = {level: list(args) for level in halves}
+            results = self._run("forward", halves, own, args)
+            passed = {level: result[self.outputs :] for level, result in results.items()}
+            self.saved.append({level: _for_backward(v) for level, v in passed.items()})
             return results[self.backend.main]
 
         run._boxed_call = True  # type: ignore[attr-defined]
@@ -154,6 +147,12 @@ class _Graph:
 def _checker(joint: GraphModule, roles: JointRoles, tally: Tally) -> ClaimChecker:
     copied, roles = _copied(joint, roles)
     return ClaimChecker(copied, tally, roles)
+
+
+def _for_backward(saved: Sequence[Any]) -> list[Any]:
+    """What a forward saves, copied, in the order of the backward: there symbols come first."""
+    tensors = [value for value in saved if isinstance(value, Tensor)]
+    return [*(v for v in saved if not isinstance(v, Tensor)), *_copies(tensors)]
 
 
 def _tensors(prefix: str, values: Sequence[Any]) -> dict[str, Tensor | None]:

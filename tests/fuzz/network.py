@@ -186,7 +186,11 @@ def _loss(x: Tensor) -> Tensor:
 
 def _state(prefix: str, network: nn.Module) -> Results:
     """Gradients, buffers and neuron states of the moment."""
-    gradients = {k: p.grad for k, p in network.named_parameters() if p.grad is not None}
+    # Where a parameter takes no part, autograd gives None, and AOTAutograd zeros.
+    gradients = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in network.named_parameters()
+    }
     states = {k: v for k, v in named_memories(network) if isinstance(v, Tensor)}
     plain = {
         f"{name}.v": module.__dict__["v"]

@@ -157,7 +157,9 @@ def _norm(shape: Shape, kind: str, fold: str) -> nn.Module | None:
     if kind == "layer":
         return Folded(nn.LayerNorm(shape[2:]), fold)
     if kind == "group":
-        return Folded(nn.GroupNorm(2 if channels % 2 == 0 else 1, channels), fold)
+        # Its backward crashes in channels-last where the input needs no gradient (torch 2.13).
+        norm = nn.GroupNorm(2 if channels % 2 == 0 else 1, channels)
+        return Folded(nn.Sequential(Called(torch.Tensor.contiguous), norm), fold)
     options: dict[str, dict[str, Any]] = {
         "average": {"momentum": None},
         "untracked": {"track_running_stats": False},
