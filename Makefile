@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 FRAMEWORKS := $(wildcard tests/requirements-frameworks*.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types fmt bench clean
+.PHONY: help install demo test fuzz lint types fmt bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -30,8 +30,11 @@ install: .venv/.frameworks ## build .venv with everything that tests and benchma
 demo: .venv/.installed ## train a spiking net on digits, plain and with snnmem, and compare
 	$(BIN)/python examples/train_digits.py
 
-test: .venv/.frameworks ## run all tests, on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+test: .venv/.frameworks ## run all tests but those of `make fuzz`, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not fuzz"
+
+fuzz: .venv/.frameworks ## train hundreds of random networks at every level, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m fuzz tests/fuzz
 
 lint: .venv/.installed ## check style and formatting
 	$(BIN)/ruff check .
