@@ -1,6 +1,7 @@
 """How long planning takes, and whether it gives the same plan every time.
 
     python examples/bench_planning.py --models vgg8 sew_resnet101 --limits 2 20
+    python examples/bench_planning.py --models sew_resnet101 --time-steps 16 --quick  # 20,000 nodes
 
 Planning is all that happens between the joint graph, which PyTorch's compiler traces for any
 backend, and the compiler of kernels: analyses, costs, segments, splits, tiles, restoring, the
@@ -34,11 +35,11 @@ from snnfx.capture.offline import Capture
 console = Console(width=None if os.isatty(1) else 140)
 
 
-def captured(name: str, batch: int) -> Capture:
+def captured(name: str, batch: int, steps: int | None) -> Capture:
     """The joint graph of a network, which is built on the meta device."""
     with torch.device("meta"):
-        workload = build(name, batch=batch, width=0.5 if name.startswith("vgg") else 1.0,
-                         device="meta")  # fmt: skip
+        width = 0.5 if name.startswith("vgg") else 1.0
+        workload = build(name, batch=batch, steps=steps, width=width, device="meta")
     return capture(workload.model, workload.inputs)
 
 
@@ -56,6 +57,7 @@ def elsewhere(name: str, arguments: argparse.Namespace, level: int) -> str:
     command = [sys.executable, str(Path(__file__)), "--models", name]
     command += ["--batch", str(arguments.batch), "--lowering", arguments.lowering]
     command += ["--hash", str(level)]
+    command += ["--time-steps", str(arguments.time_steps)] if arguments.time_steps else []
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.split()[-1]
 
@@ -63,7 +65,7 @@ def elsewhere(name: str, arguments: argparse.Namespace, level: int) -> str:
 def measure(name: str, limit: float | None, arguments: argparse.Namespace, table: Table) -> bool:
     """Add the rows of one network; whether all is as it should be."""
     start = time.perf_counter()
-    graph = captured(name, arguments.batch)
+    graph = captured(name, arguments.batch, arguments.time_steps)
     seconds = time.perf_counter() - start
     nodes = len(graph.graph_module.graph.nodes)
     console.print(f"{name}: {nodes} nodes in the joint graph, captured in {seconds:.1f} s")
@@ -91,6 +93,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--limits", nargs="+", type=float, default=[2.0, 20.0], help="seconds for each model")
     add("--levels", nargs="+", type=int, default=[4], choices=range(5), metavar="LEVEL")
     add("--batch", type=int, default=4, help="N")
+    add("--time-steps", type=int, metavar="T", help="default: the network's published number")
     add("--lowering", default="inductor", choices=["inductor", "eager"])
     add("--quick", action="store_true", help="compare plans within this process only")
     add("--hash", type=int, metavar="LEVEL", help=argparse.SUPPRESS)
@@ -101,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print the table; 1 if a limit is missed or plans differ."""
     arguments = parse(argv)
     if arguments.hash is not None:
-        graph = captured(arguments.models[0], arguments.batch)
+        graph = captured(arguments.models[0], arguments.batch, arguments.time_steps)
         print(planned(graph, arguments.hash, arguments.lowering)[2])
         return 0
     table = Table(title=f"planning, N={arguments.batch}, {arguments.lowering} lowering")
