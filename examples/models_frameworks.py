@@ -294,7 +294,7 @@ FRAMEWORKS: dict[str, Framework] = {
     ),
     "spikingjelly_spike_driven_transformer": Framework(
         spikingjelly_spike_driven_transformer,
-        Scale(16, 1, 3, 2, 32), Scale(96, 2, 4, 4, 32), Scale(384, 8, 4, 32, 224), **_IMAGES,
+        Scale(16, 1, 3, 2, 16), Scale(96, 2, 4, 4, 32), Scale(384, 8, 4, 32, 224), **_IMAGES,
     ),
     "snntorch": Framework(
         SNNTorchNet,

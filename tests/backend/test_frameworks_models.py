@@ -18,9 +18,11 @@ from tests.backend.harness import ignore_dynamo_warnings, same_bits
 pytestmark = ignore_dynamo_warnings
 STEPS = 3
 RECOMPILED = ("sinabs", "snntorch")  # their states are tensors without, then with, a gradient
-# Those that make single-precision spikes or states, whatever the precision of their weights.
-SINGLE = ("norse", "sinabs", "snntorch")
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
+# Three make single-precision spikes or states, whatever the precision of their weights. In the
+# fourth, the scratch space of double-precision convolutions is more than all activations.
+SINGLE = ("norse", "sinabs", "snntorch", "spikingjelly_spike_driven_transformer")
+# In single precision 1e-5 a step; the steps of the optimizer carry it on, so twice that is allowed.
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5}
 
 
 @pytest.fixture(autouse=True)
