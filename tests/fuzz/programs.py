@@ -101,25 +101,26 @@ class Program:
         return "float32" if "float32" in {self.dtype, self.input_dtype, *casts} else "float64"
 
 
-def from_seed(seed: int) -> Program:
-    """The program of a seed."""
-    return draw_program(random.Random(seed).choice)
+def from_seed(seed: int, layers: int = 3) -> Program:
+    """The program of a seed, of at most so many layers with neurons."""
+    return draw_program(random.Random(seed).choice, layers)
 
 
 @st.composite
 def programs(draw: Any) -> Program:
     """All programs; hypothesis shrinks towards the first option of each choice."""
-    return draw_program(lambda options: draw(st.sampled_from(options)))
+    return draw_program(lambda options: draw(st.sampled_from(options)), 2)
 
 
-def draw_program(pick: Pick) -> Program:
+def draw_program(pick: Pick, layers: int = 3) -> Program:
     """One program from a source of choices."""
     seldom = (False, False, False, False, False, True)
     batch = pick((1, 2, 2, 3, 4))
-    layers = [step for _ in range(pick((1, 1, 1, 2, 2, 3))) for step in _draw_layer(pick)]
+    count = min(layers, pick((1, 1, 1, 2, 2, 3)))
+    steps = [step for _ in range(count) for step in _draw_layer(pick)]
     return Program(
         form=pick(FORMS),
-        steps=tuple(layers),
+        steps=tuple(steps),
         time=pick((4, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 6, 7, 8, 12)),
         batch=(batch, pick((1, 2, 3, 5)) if pick((*seldom, *seldom[:5])) else batch),
         channels=pick((4, 2, 3, 6)),

@@ -14,9 +14,8 @@ from tests.fuzz.programs import Program, from_seed, programs
 
 pytestmark = [*ignore_dynamo_warnings, pytest.mark.filterwarnings("ignore")]
 
-SEEDS = 260
-GROUPS = 13
-DRAWN = 40
+SEEDS, GROUPS = 300, 10
+DRAWN = 20
 
 
 def assert_holds(program: Program, outcome: Outcome) -> None:
@@ -29,14 +28,14 @@ def test_networks_from_seeds_train_as_the_plain_ones_at_every_level(group: int) 
     kinds: Counter[str] = Counter()
     planned = claims = 0
     for seed in range(group, SEEDS, GROUPS):
-        program = from_seed(seed)
+        program = from_seed(seed, layers=2 if seed % 8 == 0 else 1)
         outcome = check(program, main=seed % len(LEVELS))
         assert_holds(program, outcome)
         kinds[outcome.kind] += 1
         planned += any(plan.applied for plans in outcome.plans for plan in plans.values())
         claims += outcome.tally.packed
     assert kinds["equal"] >= 0.7 * kinds.total(), kinds
-    assert planned >= 0.3 * kinds.total()
+    assert planned >= 0.4 * kinds.total()
     assert claims > 100
 
 
@@ -49,6 +48,6 @@ def test_networks_of_hypothesis_train_as_the_plain_ones_at_every_level(program: 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_networks_train_as_the_plain_ones_through_the_backend_itself(level: int) -> None:
-    for seed in range(500 + level, 520, len(LEVELS)):
-        program = from_seed(seed)
+    for seed in range(500 + level, 515, len(LEVELS)):
+        program = from_seed(seed, layers=2)
         assert_holds(program, check_level(program, level))
