@@ -92,7 +92,7 @@ def main() -> int:
             report_failure(seed, program, outcome, arguments.level)
         elif arguments.verbose and outcome.kind != "equal":
             print(f"seed {seed} {outcome.kind}:", *outcome.reasons[:3], sep="\n  ", flush=True)
-        if tried.kinds.total() % 100 == 0:
+        if tried.kinds.total() % 50 == 0:
             tried.print(time.monotonic() - start)
     tried.print(time.monotonic() - start)
     return 1 if tried.kinds["failure"] else 0

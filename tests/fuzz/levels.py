@@ -70,7 +70,7 @@ class _Graph:
     outputs: int = 0
     tangents: int = 0
     checker: ClaimChecker | None = None
-    saved: list[dict[int, list[Any]]] = field(default_factory=list)
+    saved: list[tuple[tuple[Any, ...], dict[int, list[Any]]]] = field(default_factory=list)
 
     def partition(
         self, joint: GraphModule, inputs: Any, *, num_fwd_outputs: int, **_: Any
@@ -101,7 +101,9 @@ class _Graph:
             own = {level: list(args) for level in halves}
             results = self._run("forward", halves, own, args)
             passed = {level: result[self.outputs :] for level, result in results.items()}
-            self.saved.append({level: _for_backward(v) for level, v in passed.items()})
+            key = _identity(_for_backward(passed[self.backend.main]))
+            own = {level: _copies(_for_backward(values)) for level, values in passed.items()}
+            self.saved.append((key, own))
             return results[self.backend.main]
 
         run._boxed_call = True  # type: ignore[attr-defined]
@@ -112,13 +114,22 @@ class _Graph:
         halves[self.backend.main] = boxed(half)
 
         def run(args: list[Any]) -> Any:
-            tangents = args[len(args) - self.tangents :]
-            saved = self.saved.pop()
+            count = len(args) - self.tangents
+            saved, tangents = self._saved_with(args[:count]), args[count:]
             own = {level: [*values, *tangents] for level, values in saved.items()}
             return self._run("backward", halves, own, args)[self.backend.main]
 
         run._boxed_call = True  # type: ignore[attr-defined]
         return run
+
+    def _saved_with(self, values: list[Any]) -> dict[int, list[Any]]:
+        """What the last forward that saved these values saved at each level.
+
+        A graph may have run several times before its first backward, and some runs have none.
+        """
+        keys = [key for key, _ in self.saved]
+        index = len(keys) - 1 - keys[::-1].index(_identity(values))
+        return self.saved.pop(index)[1]
 
     def _run(
         self, name: str, halves: dict[int, Boxed], own: dict[int, list[Any]], args: list[Any]
@@ -150,9 +161,14 @@ def _checker(joint: GraphModule, roles: JointRoles, tally: Tally) -> ClaimChecke
 
 
 def _for_backward(saved: Sequence[Any]) -> list[Any]:
-    """What a forward saves, copied, in the order of the backward: there symbols come first."""
+    """What a forward saves, in the order of the backward: there symbols come first."""
     tensors = [value for value in saved if isinstance(value, Tensor)]
-    return [*(v for v in saved if not isinstance(v, Tensor)), *_copies(tensors)]
+    return [*(v for v in saved if not isinstance(v, Tensor)), *tensors]
+
+
+def _identity(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Tells the values that one run saves from those of another."""
+    return tuple(v.data_ptr() if isinstance(v, Tensor) else v for v in values)
 
 
 def _tensors(prefix: str, values: Sequence[Any]) -> dict[str, Tensor | None]:
