@@ -33,7 +33,7 @@ demo: .venv/.installed ## train a spiking net on digits, plain and with snnmem, 
 test: .venv/.frameworks ## run all tests but those of `make fuzz`, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not fuzz"
 
-fuzz: .venv/.frameworks ## train hundreds of random networks at every level, on two cores
+fuzz: .venv/.frameworks ## train random networks at every level, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m fuzz tests/fuzz
 
 lint: .venv/.installed ## check style and formatting
