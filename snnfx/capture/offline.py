@@ -92,7 +92,7 @@ def capture(
     """
     args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     with fake_arguments(model, args, torch.device(device)) as fakes:
-        trace = JointTrace(model if loss_fn is None else _WithLoss(model, loss_fn), fakes)
+        trace = JointTrace(model if loss_fn is None else WithLoss(model, loss_fn), fakes)
         names = primal_names(trace, model, fakes)
     if loss_fn is not None:
         _check_loss(trace.roles)
@@ -137,7 +137,7 @@ def plan(
     return capture(model, example_inputs, loss_fn).plan(**options)
 
 
-class _WithLoss(nn.Module):
+class WithLoss(nn.Module):
     """A model whose output is its loss."""
 
     def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from snnfx._torch_compat import FakeTensor, FakeTensorMode, TorchDispatchMode
+from snnfx._torch_compat import FakeTensorMode, TorchDispatchMode
 from snnfx.eager.graph_recorder import GraphRecorder, Metas
 from snnfx.eager.step import (
     ALLOC,
@@ -29,13 +29,12 @@ from snnfx.eager.step import (
     Event,
 )
 from snnfx.eager.storages import Storages, tensors_in
+from snnfx.eager.twin import MAKES_LITERALS, with_fakes
 from snnfx.passes.fxgraph import tensor_bytes
 
 aten = torch.ops.aten
 
 NOT_ALLOCATED = -1
-
-_MAKES_LITERALS = (aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default)
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,8 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._quiet or func.namespace == "prim":
             return func(*args, **kwargs)
-        if func not in _MAKES_LITERALS:
-            args, kwargs = self._fakes_of(args), self._fakes_of(kwargs)
+        if func not in MAKES_LITERALS:
+            args, kwargs = with_fakes(args, self._fake_of), with_fakes(kwargs, self._fake_of)
         result = func(*args, **kwargs)
         found = result if isinstance(result, (list, tuple)) else (result,)
         numbers = tuple(self._allocated(item) for item in found)
@@ -124,19 +123,11 @@ class Recorder(TorchDispatchMode):
         finally:
             self._quiet = before
 
-    def _fakes_of(self, values: Any) -> Any:
-        """Arguments with fake tensors in the place of real ones, which belong to the user."""
-        if all(isinstance(t, FakeTensor) for t in tensors_in(values)):
-            return values
-        if isinstance(values, Tensor) and not isinstance(values, FakeTensor):
-            fake = self._mode.from_tensor(values)
-            self._storages.find_or_add_outside(fake)
-            return fake
-        if isinstance(values, dict):
-            return {name: self._fakes_of(value) for name, value in values.items()}
-        if isinstance(values, (list, tuple)):
-            return type(values)(self._fakes_of(value) for value in values)
-        return values
+    def _fake_of(self, real: Tensor) -> Tensor:
+        """In the place of a real tensor, which belongs to the user."""
+        fake = self._mode.from_tensor(real)
+        self._storages.find_or_add_outside(fake)
+        return fake
 
     def _allocated(self, result: Any) -> int:
         """The number of the storage of a result, if the operator has just allocated it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from snnfx._torch_compat import FakeTensor, FakeTensorMode, pytree
 from snnfx.errors import CaptureError
 from snnfx.module_state import kept_state
+
+MAKES_LITERALS = (
+    torch.ops.aten.lift_fresh.default,
+    torch.ops.aten.lift_fresh_copy.default,
+    torch.ops.aten.lift.default,
+)
+"""Operators that take a real tensor, which the user's code wrote down, and make a fake one."""
 
 
 def fake_twin(net: nn.Module, mode: FakeTensorMode, *, train: bool = True) -> nn.Module:
@@ -57,6 +64,17 @@ def fake_of(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(fake, tensor.requires_grad)
     return fake.requires_grad_(tensor.requires_grad and tensor.is_leaf)
+
+
+def with_fakes(values: Any, make: Callable[[Tensor], Tensor]) -> Any:
+    """The arguments of an operator with fake tensors in the place of real ones."""
+    if isinstance(values, Tensor):
+        return values if isinstance(values, FakeTensor) else make(values)
+    if isinstance(values, dict):
+        return {name: with_fakes(value, make) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return type(values)(with_fakes(value, make) for value in values)
+    return values
 
 
 def fake_arguments(args: Sequence[Any], mode: FakeTensorMode) -> tuple[Any, ...]:

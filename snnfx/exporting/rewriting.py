@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from snnfx.exporting.module import EVAL, TRAIN, RewrittenModule
 from snnfx.exporting.sizes import DynamicShapes
 from snnfx.exporting.step import Step
 from snnfx.exporting.tracing import TracedStep, trace_step
+from snnfx.module_state import kept_state
 
 
 def rewrite(
@@ -59,7 +59,9 @@ def rewrite(
     steps: dict[str, Step] = {}
     if train and model.training:
         steps[TRAIN] = _step(trace_step(model, args, dynamic_shapes, with_gradients=True), parsed)
-    with _evaluation(model):
+    with kept_state(model.modules()):
+        if model.training:  # one in evaluation mode keeps the modes of its modules
+            model.eval()
         traced = trace_step(model, args, dynamic_shapes, with_gradients=train)
         steps[EVAL] = _step(traced, parsed)
     return RewrittenModule(steps, _state(model))
@@ -80,19 +82,6 @@ def _step(traced: TracedStep, options: Options) -> Step:
         options,
         partition.outlines,
     )
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Generator[None]:
-    """Evaluation mode; a model that is in it keeps the modes of its modules."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        if model.training:
-            model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _state(model: nn.Module) -> dict[str, tuple[Tensor, bool]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from snnfx.eager.storages import tensors_in
 from snnfx.op_counter.byte_table import BYTES
 from snnfx.op_counter.flop_rules_linear import ATTENTION
 from snnfx.op_counter.flop_rules_pointwise import MARKS
@@ -27,7 +28,6 @@ from snnfx.op_counter.operands import (
     places,
     results,
     size_in_bytes,
-    tensors,
 )
 
 
@@ -172,7 +172,7 @@ def attention_backward_bytes(args: Args, kwargs: Kwargs, out: Any) -> int:
 
     The kernel also reads the forward's output and row sums (a correction).
     """
-    floating = [x for x in tensors([*args, *kwargs.values()]) if x.is_floating_point()]
+    floating = [x for x in tensors_in([*args, *kwargs.values()]) if x.is_floating_point()]
     return size_in_bytes(floating) + size_in_bytes(out)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch.fx import Node
 
-from snnfx.capture.offline import Capture, _WithLoss
+from snnfx.capture.offline import Capture, WithLoss
 from snnfx.op_counter.neuron_types import is_neuron_type
 from snnfx.op_counter.record import RecordedCall, StepRecord
 from snnfx.op_counter.report import Stage
@@ -38,7 +38,7 @@ def record_of_capture(capture: Capture, train: bool) -> StepRecord:
 
 def _named(node: Node, neurons: set[str]) -> tuple[str, ...]:
     """The modules of a node, outermost first; those that are neurons are added to `neurons`."""
-    stack = [(name, kind) for name, kind in module_stack(node) if kind is not _WithLoss]
+    stack = [(name, kind) for name, kind in module_stack(node) if kind is not WithLoss]
     path = _paths(name for name, _ in stack)
     if not stack:
         return ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -17,6 +17,14 @@ Rule = Callable[[tuple[Any, ...], dict[str, Any], Any], int]
 """``rule(args, kwargs, out)``: how much one call of an operator counts."""
 
 Ignored = type[nn.Module] | nn.Module
+
+
+def is_ignored(module: nn.Module, ignored: Iterable[Ignored]) -> bool:
+    """Whether a module is among `ignored`, or of a type there."""
+    return any(
+        isinstance(module, entry) if isinstance(entry, type) else module is entry
+        for entry in ignored
+    )
 
 
 def rules_of(table: OpTable[Any]) -> dict[Any, Any]:
@@ -61,23 +69,9 @@ class BaseCounter:
         extra_rules: Mapping[Any, Rule] | None = None,
         extra_ignore_modules: Iterable[Ignored] | None = None,
     ) -> None:
-        self.records = _no_records()
+        self.records: dict[str, dict[Any, int]] = _no_records()
         self.rules: dict[Any, Rule] = {**(rules or {}), **(extra_rules or {})}
         self.ignore_modules: list[Ignored] = list(extra_ignore_modules or ())
-
-    @property
-    def records(self) -> dict[str, dict[Any, int]]:
-        for (_, scopes), (func, value) in self._recent.items():
-            for scope in scopes:
-                self._records[scope][func] += value
-        self._recent.clear()
-        return self._records
-
-    @records.setter
-    def records(self, records: dict[str, dict[Any, int]]) -> None:
-        self._records = records
-        # By operator and scopes: hashing an operator is slow, and every scope would do it.
-        self._recent: dict[tuple[int, tuple[str, ...]], tuple[Any, int]] = {}
 
     def has_rule(self, func: Any) -> bool:
         """Whether the counter knows what a call of `func` counts."""
@@ -111,24 +105,13 @@ class BaseCounter:
         if value or func not in counts:  # most calls count 0, and hashing operators takes time
             counts[func] += value
 
-    def record_in(self, scopes: tuple[str, ...], func: Any, value: int) -> None:
-        """Add `value` to what is on record for `func` in each of some scopes."""
-        if type(self).record is not BaseCounter.record:
-            for scope in scopes:
-                self.record(scope, func, value)
-            return
-        key = (id(func), scopes)
-        known = self._recent.get(key)
-        self._recent[key] = (func, value if known is None else known[1] + value)
-
     def get_counts(self) -> dict[str, dict[Any, int]]:
         """A copy of the records."""
         return {scope: dict(counts) for scope, counts in self.records.items()}
 
     def get_total(self) -> int:
         """The sum over all operators, in the scope ``"Global"``; 0 if there are none."""
-        records = self.records
-        return sum(records[GLOBAL].values()) if GLOBAL in records else 0
+        return sum(self.records[GLOBAL].values()) if GLOBAL in self.records else 0
 
     def reset(self) -> None:
         """Forget all records."""
@@ -138,11 +121,32 @@ class BaseCounter:
         """Whether one of the running modules is among those to ignore."""
         if not self.ignore_modules:
             return False
-        types = tuple(entry for entry in self.ignore_modules if isinstance(entry, type))
-        return any(
-            isinstance(module, types) or any(module is entry for entry in self.ignore_modules)
-            for module in active_modules
-        )
+        return any(is_ignored(module, self.ignore_modules) for module in active_modules)
+
+
+class TableCounter(BaseCounter):
+    """A counter with the rules of a table, which subclasses name.
+
+    Args:
+        extra_rules: ``{operator: rule(args, kwargs, out)}``; they win over those of `table`.
+        extra_ignore_modules: types of modules, or modules, inside of which nothing is counted.
+
+    Attributes:
+        table: of the rules.
+    """
+
+    table: ClassVar[OpTable[Any]]
+
+    def __init__(
+        self,
+        extra_rules: Mapping[Any, Rule] | None = None,
+        extra_ignore_modules: Iterable[Ignored] | None = None,
+    ) -> None:
+        super().__init__(self._table_rules(), extra_rules, extra_ignore_modules)
+
+    def _table_rules(self) -> Mapping[Any, Rule]:
+        """The rules of the table, as the counter calls them."""
+        return rules_of(self.table)
 
 
 def _no_records() -> dict[str, dict[Any, int]]:

@@ -21,15 +21,11 @@ Corrections
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import cache
-from typing import Any
-
-from snnfx.op_counter.counter import BaseCounter, Ignored, Rule, rules_of
+from snnfx.op_counter.counter import TableCounter
 from snnfx.op_counter.flop_rules import FLOPS
 
 
-class FlopCounter(BaseCounter):
+class FlopCounter(TableCounter):
     """Counts the floating-point operations of forwards and backwards.
 
     For `snnfx.op_counter.DispatchCounterMode`. It looks at shapes only.
@@ -39,15 +35,4 @@ class FlopCounter(BaseCounter):
         extra_ignore_modules: types of modules, or modules, inside of which nothing is counted.
     """
 
-    def __init__(
-        self,
-        extra_rules: Mapping[Any, Rule] | None = None,
-        extra_ignore_modules: Iterable[Ignored] | None = None,
-    ) -> None:
-        super().__init__(_rules(), extra_rules, extra_ignore_modules)
-
-
-@cache
-def _rules() -> dict[Any, Rule]:
-    """Those of the table, by overload; it takes a while to find them all."""
-    return rules_of(FLOPS)
+    table = FLOPS

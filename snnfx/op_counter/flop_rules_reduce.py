@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from snnfx.eager.storages import tensors_in
 from snnfx.op_counter.flop_table import FLOPS
 from snnfx.op_counter.op_names import names, packets
 from snnfx.op_counter.operands import (
@@ -20,7 +21,6 @@ from snnfx.op_counter.operands import (
     elements,
     main_result,
     sum_of_terms,
-    tensors,
 )
 
 
@@ -67,13 +67,13 @@ def norm_flops(args: Args, kwargs: Kwargs, out: Tensor) -> int:
 def foreach_norm_flops(args: Args, kwargs: Kwargs, out: Any) -> int:
     """A norm of each tensor."""
     order = argument(args, kwargs, 1, "ord", 2)
-    return sum(_norm(x.numel(), 1, order) for x in tensors(args[0]))
+    return sum(_norm(x.numel(), 1, order) for x in tensors_in(args[0]))
 
 
 @FLOPS.rule(*packets(["_foreach_max"]))
 def foreach_max_flops(args: Args, kwargs: Kwargs, out: Any) -> int:
     """A maximum of each tensor."""
-    return sum(sum_of_terms(x.numel(), 1) for x in tensors(args[0]))
+    return sum(sum_of_terms(x.numel(), 1) for x in tensors_in(args[0]))
 
 
 def _norm(n: int, m: int, order: float | None) -> int:

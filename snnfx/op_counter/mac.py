@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-from snnfx.op_counter.counter import Ignored, Rule
 from snnfx.op_counter.spike_rules import MACS
 from snnfx.op_counter.spikes import SpikeCounter
 
@@ -24,9 +20,4 @@ class MACCounter(SpikeCounter):
         extra_ignore_modules: types of modules, or modules, inside of which nothing is counted.
     """
 
-    def __init__(
-        self,
-        extra_rules: Mapping[Any, Rule] | None = None,
-        extra_ignore_modules: Iterable[Ignored] | None = None,
-    ) -> None:
-        super().__init__(MACS, extra_rules, extra_ignore_modules)
+    table = MACS

@@ -21,15 +21,11 @@ Corrections
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import cache
-from typing import Any
-
 from snnfx.op_counter.byte_rules import BYTES
-from snnfx.op_counter.counter import BaseCounter, Ignored, Rule, rules_of
+from snnfx.op_counter.counter import TableCounter
 
 
-class MemoryAccessCounter(BaseCounter):
+class MemoryAccessCounter(TableCounter):
     """Counts the bytes that operators of forwards and backwards read and write at least.
 
     For `snnfx.op_counter.DispatchCounterMode`. It looks at shapes and dtypes only.
@@ -39,15 +35,4 @@ class MemoryAccessCounter(BaseCounter):
         extra_ignore_modules: types of modules, or modules, inside of which nothing is counted.
     """
 
-    def __init__(
-        self,
-        extra_rules: Mapping[Any, Rule] | None = None,
-        extra_ignore_modules: Iterable[Ignored] | None = None,
-    ) -> None:
-        super().__init__(_rules(), extra_rules, extra_ignore_modules)
-
-
-@cache
-def _rules() -> dict[Any, Rule]:
-    """Those of the table, by overload; it takes a while to find them all."""
-    return rules_of(BYTES)
+    table = BYTES

@@ -91,10 +91,9 @@ class _Counting:
     def _count(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, known: list[bool]
     ) -> None:
-        tracker = self.module_tracker
-        modules, parents, scopes = tracker.active_modules, tracker.parents, tracker.scopes
+        modules, parents = self.module_tracker.active_modules, self.module_tracker.parents
         for counter, has_rule in zip(self.counters, known, strict=True):
-            if counter.ignore_modules and counter.ignores(modules):
+            if counter.ignores(modules):
                 continue
             if not has_rule:
                 self._missed(counter, func)
@@ -102,7 +101,8 @@ class _Counting:
             if isinstance(counter, SpikeCounter):
                 counter.values = self._values
             value = counter.count(func, args, kwargs, out, modules, parents)
-            counter.record_in(scopes, func, value)
+            for scope in parents:
+                counter.record(scope, func, value)
             if self.verbose:
                 print(f"{type(counter).__name__}: {resolve_name(func)} counts {value}")
 

@@ -6,33 +6,26 @@ tensor, so that it holds for tensors without memory (fake ones) as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
 from torch import Tensor
 
+from snnfx.eager.storages import tensors_in
+
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in a value, or in lists and tuples of values."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors(item)
-
-
 def elements(value: Any) -> int:
     """The elements of all tensors in a value."""
-    return sum(x.numel() for x in tensors(value))
+    return sum(x.numel() for x in tensors_in(value))
 
 
 def size_in_bytes(value: Any) -> int:
     """The bytes of all elements of all tensors in a value; of an expanded tensor, too."""
-    return sum(x.numel() * x.element_size() for x in tensors(value))
+    return sum(x.numel() * x.element_size() for x in tensors_in(value))
 
 
 def results(args: Args, out: Any) -> Any:
@@ -53,8 +46,8 @@ def argument(args: Args, kwargs: Kwargs, position: int, name: str, default: Any 
 
 def operands(args: Args, kwargs: Kwargs, out: Any) -> list[Any]:
     """The arguments of a call, without the keywords that say where to write (``out=``)."""
-    written = {id(x) for x in tensors(out)}
-    kept = [v for v in kwargs.values() if not any(id(x) in written for x in tensors(v))]
+    written = {id(x) for x in tensors_in(out)}
+    kept = [v for v in kwargs.values() if not any(id(x) in written for x in tensors_in(v))]
     return [*args, *kept]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -71,22 +72,16 @@ class QuickFakes:
         return fake_of_description(self._mode, known.shape, known.stride, known.dtype, known.device)
 
 
-_RETURNS_NEW: dict[Any, bool] = {}
-
-
+@cache
 def _returns_new_memory(func: Any) -> bool:
     """Whether an operator computes new tensors from others, by its schema."""
-    known = _RETURNS_NEW.get(func)
-    if known is None:
-        schema = func._schema
-        values = (*schema.arguments, *schema.returns)
-        known = _RETURNS_NEW[func] = (
-            func.namespace == "aten"
-            and not schema.is_mutable
-            and all(value.alias_info is None for value in values)
-            and not any(tag in func.tags for tag in _UNSAFE_TAGS)
-        )
-    return known
+    schema = func._schema
+    return (
+        func.namespace == "aten"
+        and not schema.is_mutable
+        and all(value.alias_info is None for value in (*schema.arguments, *schema.returns))
+        and not any(tag in func.tags for tag in _UNSAFE_TAGS)
+    )
 
 
 class _NotDescribableError(Exception):

@@ -16,11 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from snnfx._torch_compat import FakeTensor, FakeTensorMode, TorchDispatchMode
+from snnfx._torch_compat import FakeTensorMode, TorchDispatchMode
 from snnfx.eager.graph_recorder import GraphRecorder, Metas
 from snnfx.eager.storages import Storages, tensors_in
 from snnfx.eager.trace import not_recordable, total_of
-from snnfx.eager.twin import fake_arguments, fake_twin, kept_as_it_is
+from snnfx.eager.twin import (
+    MAKES_LITERALS,
+    fake_arguments,
+    fake_twin,
+    kept_as_it_is,
+    with_fakes,
+)
 from snnfx.errors import CaptureError
 from snnfx.op_counter.neuron_types import is_neuron
 from snnfx.op_counter.quick_fakes import QuickFakes
@@ -28,12 +34,6 @@ from snnfx.op_counter.report import Stage
 from snnfx.op_counter.tracker import ActiveModuleTracker
 
 Loss = Callable[[Any], Tensor]
-
-_MAKES_LITERALS = (
-    torch.ops.aten.lift_fresh.default,
-    torch.ops.aten.lift_fresh_copy.default,
-    torch.ops.aten.lift.default,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +189,9 @@ class OperatorRecorder(TorchDispatchMode):
         self._last = self._tracker.path, self._tracker.is_backward
         if self._is_quiet or func.namespace == "prim":
             return self._quick.call(func, args, kwargs)
-        if func not in _MAKES_LITERALS:
-            args, kwargs = self._fakes_of(args), self._fakes_of(kwargs)
+        if func not in MAKES_LITERALS:
+            make = self._mode.from_tensor  # of what is real, and belongs to the user
+            args, kwargs = with_fakes(args, make), with_fakes(kwargs, make)
         result = self._quick.call(func, args, kwargs)
         node = self._graph.add(func, args, kwargs, result)
         stage: Stage = "backward" if self._tracker.is_backward else "forward"
@@ -212,16 +213,6 @@ class OperatorRecorder(TorchDispatchMode):
         if is_backward:
             return "in its backward"
         return f"in {path[-1]}" if path else "outside of its modules"
-
-    def _fakes_of(self, values: Any) -> Any:
-        """Arguments with fake tensors in the place of real ones, which belong to the user."""
-        if isinstance(values, Tensor):
-            return values if isinstance(values, FakeTensor) else self._mode.from_tensor(values)
-        if isinstance(values, dict):
-            return {name: self._fakes_of(value) for name, value in values.items()}
-        if isinstance(values, (list, tuple)):
-            return type(values)(self._fakes_of(value) for value in values)
-        return values
 
 
 def _place_of(result: Any, args: Sequence[Any]) -> int | None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfx._torch_compat import without_dispatch
-from snnfx.op_counter.counter import BaseCounter, Ignored, Rule, rules_of
+from snnfx.op_counter.counter import Rule, TableCounter, rules_of
 from snnfx.passes.optable import OpTable
 
 Count = Any
@@ -300,30 +300,18 @@ def _measuring(table: OpTable[SpikeRule], size: int) -> dict[Any, Rule]:
     }
 
 
-class SpikeCounter(BaseCounter):
+class SpikeCounter(TableCounter):
     """A counter whose rules ask which operands are spikes.
 
-    Args:
-        table: of its rules.
-        extra_rules: ``{operator: rule(args, kwargs, out)}``; they win.
-        extra_ignore_modules: see `BaseCounter`.
-
     Attributes:
-        table: as given.
         values: what is known of the call that is being counted: set by a mode, whose counters share
             it; None outside of one.
     """
 
-    def __init__(
-        self,
-        table: OpTable[SpikeRule],
-        extra_rules: Mapping[Any, Rule] | None = None,
-        extra_ignore_modules: Iterable[Ignored] | None = None,
-    ) -> None:
-        rules = _measuring(table, sum(1 for _ in table))
-        super().__init__(rules, extra_rules, extra_ignore_modules)
-        self.table = table
-        self.values: MeasuredValues | None = None
+    values: MeasuredValues | None = None
+
+    def _table_rules(self) -> Mapping[Any, Rule]:
+        return _measuring(self.table, sum(1 for _ in self.table))
 
     def asks(self, func: Any) -> bool:
         """Whether the rule of an operator asks about spikes."""

@@ -41,14 +41,12 @@ class ActiveModuleTracker:
         active_modules: the modules that are running.
         parents: their names, and ``"Global"``.
         path: their names in the order in which they began.
-        scopes: ``"Global"``, and then `path`.
     """
 
     def __init__(self) -> None:
         self.active_modules: set[nn.Module] = set()
         self.parents: set[str] = {GLOBAL}
         self.path: tuple[str, ...] = ()
-        self.scopes: tuple[str, ...] = (GLOBAL,)
         self._running: list[_Running] = []
         self._names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
         self._named_inside: WeakSet[nn.Module] = WeakSet()
@@ -116,8 +114,7 @@ class ActiveModuleTracker:
     def _set(self, running: Iterable[_Running]) -> None:
         self._running = list(running)
         self.path = tuple(dict.fromkeys(entry.name for entry in self._running))
-        self.scopes = (GLOBAL, *self.path)
-        self.parents = set(self.scopes)
+        self.parents = {GLOBAL, *self.path}
         self.active_modules = {entry.module for entry in self._running}
 
     def _name(self, module: nn.Module) -> str:

@@ -14,7 +14,7 @@ from torch.overrides import resolve_name
 from torch.utils.hooks import RemovableHandle
 
 from snnfx._torch_compat import TorchDispatchMode, in_backward, pytree
-from snnfx.op_counter.counter import Ignored
+from snnfx.op_counter.counter import Ignored, is_ignored
 from snnfx.op_counter.neuromc.modules import (
     LayerCall,
     LayerRules,
@@ -142,10 +142,7 @@ class Recorder:
         return self.paused or any(map(self._ignores, self._tracker.active_modules))
 
     def _ignores(self, module: nn.Module) -> bool:
-        return any(
-            isinstance(module, entry) if isinstance(entry, type) else module is entry
-            for entry in self._ignored
-        )
+        return is_ignored(module, self._ignored)
 
     def _is_recomputation(self) -> bool:
         """Whether a forward runs inside of a backward: checkpointing, which the chip has not."""
