@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from snnfx._torch_compat import lazy_module
+
 aten = torch.ops.aten
 
 VALUE_KEY = "val"
@@ -257,6 +259,14 @@ def viewed_inputs(node: Node) -> list[Node]:
 def call_nodes(graph: Graph) -> Iterator[Node]:
     """The nodes that compute something."""
     return (node for node in graph.nodes if node.op == "call_function")
+
+
+def copied_module(module: GraphModule) -> GraphModule:
+    """A module with a graph of its own, to change; its code is generated when it is called."""
+    graph = Graph()
+    results = graph.graph_copy(module.graph, {})
+    graph.output(results).meta = dict(module.graph.output_node().meta)
+    return lazy_module(module, graph)
 
 
 def find_roles(

@@ -27,6 +27,8 @@
   backward, and when it ends.
 - `_TorchCompileWrapper`, `CompileContext` and `compile_subgraph_reason`: for which call of
   `torch.compile` and which frame a backend is running, and why Dynamo ended the graph there.
+- `CompiledFunctionBackward`: AOTAutograd's node of a compiled graph; its `set_materialize_grads` is
+  public, the way to the node is not. AOTAutograd hands None on to the compiled backward.
 - `_DisableTorchDispatch`: looks at values while modes are active, without their seeing it.
 """
 
@@ -98,6 +100,7 @@ __all__ = [
     "in_transform",
     "is_about_layout",
     "lazy_module",
+    "leave_gradients_out",
     "min_cut_rematerialization_partition",
     "mutated_inputs",
     "pytree",
@@ -188,6 +191,23 @@ def compile_with_inductor(module: GraphModule, example_inputs: Sequence[Any]) ->
                  for x in example_inputs]  # fmt: skip
         lowered = make_fx(module, decomposition_table=select_decomp_table())(*fakes)
     return compile_fx_inner(lowered, fakes)  # type: ignore[arg-type, return-value]
+
+
+def leave_gradients_out(results: Any, args: Sequence[Any]) -> None:
+    """Have autograd give None for gradients that there are none of, not zeros.
+
+    Args:
+        results: of a compiled graph; they share one node of autograd's graph, which is asked.
+        args: of the same call. A result that is an argument has the node of another call.
+    """
+    if torch._dynamo.config.compiled_autograd or not isinstance(results, (list, tuple)):
+        return  # compiled autograd traces the backward with zeros
+    given = [x.grad_fn for x in args if isinstance(x, Tensor) and x.grad_fn is not None]
+    for value in results:
+        node: Any = value.grad_fn if isinstance(value, Tensor) else None
+        if type(node).__name__ == "CompiledFunctionBackward" and node not in given:
+            node.set_materialize_grads(False)
+            return
 
 
 def in_transform() -> bool:

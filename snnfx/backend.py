@@ -11,6 +11,7 @@ from snnfx._torch_compat import aot_autograd, mutated_inputs
 from snnfx.capture.pipeline import partition_joint
 from snnfx.config import Options
 from snnfx.graph_count import GraphCount, forget_frames
+from snnfx.lowering.absent import may_be_absent, without_absent_gradients
 from snnfx.lowering.lower import Lowering
 from snnfx.passes.fxgraph import find_roles
 from snnfx.passes.plan.memory_plan import MemoryPlan
@@ -59,6 +60,7 @@ def snnmem(
         result = partition_joint(joint, roles, parsed)
         lowering.partition = result
         lowering.outputs = num_fwd_outputs
+        lowering.tangents = len(roles.tangents) if may_be_absent(roles.tangents) else 0
         return result.forward, result.backward
 
     def backward(module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -70,7 +72,7 @@ def snnmem(
         inference_compiler=lowering.inference,
         partition_fn=partition,
     )
-    return compiler(module, example_inputs)
+    return without_absent_gradients(compiler(module, example_inputs), lambda: lowering.tangents > 1)
 
 
 # Dynamo calls the attribute `reset` of each backend that it has used when it forgets its code.

@@ -8,7 +8,7 @@ operator on. Workspace inside of operators has no record here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -49,6 +49,7 @@ def storage_lifetimes(
     graph: Graph,
     owned: Mapping[Node, int] | None = None,
     aliases: Mapping[Node, Node] | None = None,
+    late: Collection[Node] = (),
     count_results: bool = True,
 ) -> tuple[Lifetime, ...]:
     """All storages with bytes that belong to the graph, in the order of their nodes.
@@ -57,11 +58,13 @@ def storage_lifetimes(
         graph: nodes with fake tensors.
         owned: as in `snnfx.passes.analysis.liveness.analyse_liveness`.
         aliases: as there.
+        late: as there.
         count_results: as there.
     """
-    owned = owned or {}
+    owned = {**(owned or {}), **{node: node_bytes(node) for node in late}}
     roots = storage_roots(graph, aliases)
     steps = _steps(graph)
+    readers = {node: min((steps[u] for u in node.users if u in steps), default=0) for node in late}
     released = {
         root: steps.get(node)
         for node, dying in last_readers(graph, roots).items()
@@ -72,7 +75,8 @@ def storage_lifetimes(
     for node, own in roots.items():
         size = owned.get(node, 0) if node.op == "placeholder" else storage_bytes(node)
         if size and node in own and node not in ignored:
-            found.append(Lifetime(node, size, _first_step(node, steps), released.get(node)))
+            first = readers.get(node, _first_step(node, steps))
+            found.append(Lifetime(node, size, first, released.get(node)))
         found.extend(_unpicked(node, steps))
     return tuple(found)
 

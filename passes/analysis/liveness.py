@@ -9,7 +9,7 @@ allocator's rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -107,6 +107,7 @@ def analyse_liveness(
     graph: Graph,
     owned: Mapping[Node, int] | None = None,
     aliases: Mapping[Node, Node] | None = None,
+    late: Collection[Node] = (),
     count_results: bool = True,
     workspace: Workspace | None = None,
 ) -> Liveness:
@@ -117,6 +118,8 @@ def analyse_liveness(
         owned: placeholders that are released after their last use, with their bytes; every other
             placeholder belongs to the caller and counts nothing.
         aliases: placeholders that come in the storage of an earlier placeholder.
+        late: placeholders whose storage is allocated when they are first read, and is released
+            after their last use.
         count_results: False leaves the graph's results out, as when they are gradients of
             parameters, which are there with any plan.
         workspace: what operators allocate inside themselves; None leaves it out.
@@ -128,6 +131,8 @@ def analyse_liveness(
     if not count_results:
         sizes |= dict.fromkeys(_result_roots(graph, roots), 0)
     alive = sum(owned.values())
+    sizes |= {node: node_bytes(node) for node in late}
+    waiting = {node for node in late if node.users}
     unpicked = _unpicked_bytes(graph, sizes)
     names: list[str] = []
     timeline: list[int] = []
@@ -135,7 +140,9 @@ def analyse_liveness(
         if node.op in ("placeholder", "output"):
             continue
         own = sizes[node] if node in roots[node] else 0
-        alive += own
+        arriving = waiting.intersection(node.all_input_nodes) if waiting else ()
+        waiting.difference_update(arriving)
+        alive += own + sum(sizes[source] for source in arriving)
         names.append(node.name)
         results = own + _result_bytes(node, sizes)
         others = alive + unpicked[node] - results

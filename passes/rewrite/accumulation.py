@@ -1,4 +1,6 @@
-"""Sums of `select_backward` over different time steps, as one `stack`.
+"""Sums in forms that cost less: of gradients of time steps, over a stack, over a whole tensor.
+
+*Sums of `select_backward` over different time steps* become one `stack`.
 
 The gradient of ``x[t]`` for each step t is a full tensor of zeros with one slice set, and autograd
 adds up T of them: T times the memory traffic, and T full tensors. The sum over distinct steps is a
@@ -18,6 +20,7 @@ from snnfx.passes.fxgraph import set_value, tensor_value
 from snnfx.passes.rewrite.builder import GraphBuilder
 
 aten = torch.ops.aten
+FLOATS = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,29 @@ def add_up_stacks(graph: Graph) -> AccumulationResult:
     if changed:
         graph.eliminate_dead_code()
     return AccumulationResult(changed, slices)
+
+
+def sum_by_channel(graph: Graph) -> int:
+    """Sum a whole tensor by channels first, which a fused region can do; how many were changed.
+
+    The gradient of one number that a whole layer shares, such as a learnt time constant, is such a
+    sum. For the compiled lowering only: the order of additions is another one.
+    """
+    changed = 0
+    for node in graph.find_nodes(op="call_function", target=aten.sum.default):
+        (source,) = node.all_input_nodes
+        value = tensor_value(source)
+        if node.kwargs or value is None or value.dim() < 2 or value.dtype not in FLOATS:
+            continue
+        build = GraphBuilder(graph, node)
+        with graph.inserting_before(node):
+            others = [d for d in range(value.dim()) if d != 1]
+            channels = build.call(aten.sum.dim_IntList, source, others)
+            total = build.call(aten.sum.default, channels)
+        node.replace_all_uses_with(total)
+        graph.erase_node(node)
+        changed += 1
+    return changed
 
 
 def _summed_parts(node: Node) -> list[Node] | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Graph, Node
 
 from snnfx.passes.fxgraph import node_bytes, set_late
@@ -22,7 +23,7 @@ MIN_BYTES = 4096
 
 @dataclass(frozen=True)
 class StagesResult:
-    """How many values are computed again in a later stage."""
+    """How many values are computed again in a later stage, or how many copies are gone."""
 
     changed: int
 
@@ -42,6 +43,28 @@ def recompute_between_stages(graph: Graph, driving: Iterable[Node]) -> StagesRes
         late = [u for u in value.users if is_expressible(u) and stages[u] > stages[value]]
         if late and node_bytes(value) >= MIN_BYTES:
             changed += _try(graph, value, late, stages)
+    return StagesResult(changed)
+
+
+def share_copies(graph: Graph, driving: Iterable[Node]) -> StagesResult:
+    """Use one copy of a value where a region would write several, all the same.
+
+    Args:
+        graph: with copies in the layouts that convolutions prefer, one for each reader.
+        driving: see `snnfx.passes.rewrite.regions.find_regions`.
+    """
+    stages = assign_stages(graph, driving)
+    first: dict[tuple[Node, object, int], Node] = {}
+    changed = 0
+    for copy in graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default):
+        source = copy.args[0]
+        if stages.get(source) != stages[copy] or not is_expressible(source):
+            continue
+        shared = first.setdefault((source, copy.kwargs.get("memory_format"), stages[copy]), copy)
+        if shared is not copy:
+            copy.replace_all_uses_with(shared)
+            graph.erase_node(copy)
+            changed += 1
     return StagesResult(changed)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ def step_allocations(
     backward: Graph,
     owned: Mapping[Node, int],
     aliases: Mapping[Node, Node],
+    late: Collection[Node],
     holders: Mapping[Node, Node],
 ) -> tuple[Allocation, ...]:
     """The storages of a forward and a backward; steps of the backward follow on the forward's.
@@ -29,11 +30,12 @@ def step_allocations(
         backward: as there.
         owned: placeholders of the backward that bring storages of the forward, with their bytes.
         aliases: placeholders of the backward that come in the storage of an earlier one.
+        late: placeholders of the backward whose storages it allocates at their first readers.
         holders: for each storage that passes to the backward, the placeholder that brings it there.
     """
     offset, total = _count(forward), _count(forward) + _count(backward)
-    later = storage_lifetimes(backward, owned, aliases, count_results=False)
-    passed = {life.node: life for life in later if life.node.op == "placeholder"}
+    later = storage_lifetimes(backward, owned, aliases, late, count_results=False)
+    passed = {life.node: life for life in later if life.node in owned}
     found: list[Allocation] = []
     for life in storage_lifetimes(forward):
         last = life.last

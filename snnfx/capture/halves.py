@@ -9,12 +9,13 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 import snnfx.kernels.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers operators
-from snnfx._torch_compat import lazy_module
 from snnfx.capture.timeline import recorded, step_timeline
 from snnfx.lowering.outer import Outline, outline
+from snnfx.passes.analysis.drivers import find_drivers
 from snnfx.passes.analysis.value_range import Encoding
 from snnfx.passes.cost.roofline import device_of, graph_seconds
 from snnfx.passes.fxgraph import (
+    copied_module,
     has_static_shape,
     is_symbol,
     node_value,
@@ -61,7 +62,7 @@ class Halves:
         placeholders = half.graph.find_nodes(op="placeholder")
         if half is self.forward:
             return placeholders
-        return placeholders[len(placeholders) - self.tangents :]
+        return find_drivers(half.graph, placeholders[len(placeholders) - self.tangents :])
 
     def copy(self, *, forward: bool = True) -> Halves:
         """The same with graphs of its own, to try something on.
@@ -74,8 +75,8 @@ class Halves:
         """
         names = {node.name for node in self.backward.graph.nodes}
         origins = {name: value for name, value in self.origins.items() if name in names}
-        first = _copied(self.forward) if forward else self.forward
-        return replace(self, forward=first, backward=_copied(self.backward), origins=origins)
+        first = copied_module(self.forward) if forward else self.forward
+        return replace(self, forward=first, backward=copied_module(self.backward), origins=origins)
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,10 @@ class Schedule:
     timeline: Timeline
     seconds: float
 
-    def recorded(self, outputs: int) -> Timeline:
+    def recorded(self, halves: Halves) -> Timeline:
         """The timeline with a record of each storage."""
-        return recorded(self.timeline, self.forward, self.backward, outputs)
+        ends = (halves.outputs, halves.tangents)
+        return recorded(self.timeline, self.forward, self.backward, *ends)
 
 
 def schedule_halves(halves: Halves, like: Schedule | None = None) -> Schedule:
@@ -119,7 +121,7 @@ def schedule_halves(halves: Halves, like: Schedule | None = None) -> Schedule:
         outlines = (first, second)
         graphs = (first.graph, second.graph)
     device = device_of(halves.forward.graph)
-    timeline = step_timeline(*graphs, halves.outputs)
+    timeline = step_timeline(*graphs, halves.outputs, halves.tangents)
     seconds = sum(graph_seconds(graph, device) for graph in graphs)
     return Schedule(*graphs, outlines, timeline, seconds)
 
@@ -215,11 +217,3 @@ def _drop_unread(halves: Halves) -> None:
 
 def _set_results(graph: Graph, results: list[object]) -> None:
     graph.output_node().args = (tuple(results),)  # type: ignore[assignment]
-
-
-def _copied(module: GraphModule) -> GraphModule:
-    graph = Graph()
-    new: dict[Node, Node] = {}
-    results = graph.graph_copy(module.graph, new)
-    graph.output(results).meta = dict(module.graph.output_node().meta)
-    return lazy_module(module, graph)

@@ -35,7 +35,11 @@ from snnfx.passes.fxgraph import (
 )
 from snnfx.passes.plan.memory_plan import MemoryPlan
 from snnfx.passes.plan.segments import Checkpoints, choose_checkpoints
-from snnfx.passes.rewrite.accumulation import add_up_stacks, stack_accumulations
+from snnfx.passes.rewrite.accumulation import (
+    add_up_stacks,
+    stack_accumulations,
+    sum_by_channel,
+)
 from snnfx.passes.rewrite.convolutions import (
     multiply_weight_bound,
     split_convolution_backwards,
@@ -44,7 +48,7 @@ from snnfx.passes.rewrite.layout import prefer_channels_last
 from snnfx.passes.rewrite.norms import expand_batch_norms
 from snnfx.passes.rewrite.pooling import pool_packed_bits, replace_pooling
 from snnfx.passes.rewrite.rematerialise import rematerialise
-from snnfx.passes.rewrite.stages import recompute_between_stages
+from snnfx.passes.rewrite.stages import recompute_between_stages, share_copies
 
 NO_SPIKES = "no tensor of this graph is proven to be spikes, so it is left as it is"
 
@@ -99,6 +103,7 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
     stack_accumulations(joint.graph)
     if fused:
         add_up_stacks(joint.graph)
+        sum_by_channel(joint.graph)
     roles = roles.refreshed(joint)
     ranges = analyse_value_ranges(joint.graph)
     cost = build_cost_graph(joint.graph, roles, ranges, options.compress)
@@ -121,7 +126,7 @@ def partition_joint(joint: GraphModule, roles: JointRoles, options: Options) -> 
             cost, checkpoints, planned.schedule, planned.halves.origins, halves.origins
         ),
         saved=describe_saved(cost, checkpoints, packs, planned.given),
-        predicted=planned.schedule.recorded(halves.outputs),
+        predicted=planned.schedule.recorded(planned.halves),
         predicted_seconds=planned.schedule.seconds,
         extra_flops=_flops(planned.halves.forward, planned.halves.backward)
         - baseline.plan.baseline_flops,
@@ -202,6 +207,8 @@ def _lay_out(halves: Halves) -> None:
         if placeholder.name in saved:  # with the strides that the forward gives it
             set_value(placeholder, node_value(saved[placeholder.name]))
     prefer_channels_last(halves.backward.graph)
+    for half in (halves.forward, halves.backward):
+        share_copies(half.graph, halves.driving(half))
     recompute_between_stages(halves.backward.graph, halves.driving(halves.backward))
 
 

@@ -32,6 +32,7 @@ from snnfx.errors import BudgetError
 from snnfx.passes.analysis.value_range import Encoding
 from snnfx.passes.plan.memory_plan import Decision, DecisionKind
 from snnfx.passes.plan.restore import Restorable, choose_restored
+from snnfx.passes.rewrite.layer_order import order_by_layer
 
 SPLIT_LEVEL, TILE_LEVEL, RESTORE_LEVEL = 2, 3, 4
 MAX_ROUNDS = 4
@@ -45,14 +46,14 @@ class Terms:
 
     Attributes:
         gain: the least fraction by which one change must lower the peak.
-        slowdown: the largest fraction by which it may lengthen the predicted step.
+        price: by how many times that fraction it may lengthen the predicted step, at most.
     """
 
     gain: float
-    slowdown: float
+    price: float
 
 
-TERMS = {"speed": Terms(1.0, 0.0), "balanced": Terms(0.05, 0.02), "memory": Terms(0.01, 1.0)}
+TERMS = {"speed": Terms(1.0, 0.0), "balanced": Terms(0.05, 1 / 3), "memory": Terms(0.01, 100.0)}
 """By `prefer`. A budget that is not met by the balanced terms is tried with those of memory."""
 
 
@@ -99,10 +100,10 @@ def plan_levels(halves: Halves, options: Options, baseline_bytes: int) -> Planne
     """Improve the halves of level 1 as far as the options say.
 
     Without a budget, ``prefer="speed"`` restores all that stays below the baseline's peak and tiles
-    nothing; ``"balanced"`` splits and tiles where that lowers the peak by a twentieth and costs at
-    most a fiftieth of the step, and restores what does not raise the peak; ``"memory"`` splits and
-    tiles whatever lowers the peak, and restores likewise. With a budget, the fastest of these
-    plans that fits is taken, after restoring up to the budget.
+    nothing; ``"balanced"`` splits and tiles where that lowers the peak by a twentieth and lengthens
+    the step by at most a third of the fraction gained, and restores what does not raise the peak;
+    ``"memory"`` splits and tiles whatever lowers the peak, and restores likewise. With a budget,
+    the fastest of these plans that fits is taken, after restoring up to the budget.
 
     Args:
         halves: of level 1.
@@ -112,7 +113,7 @@ def plan_levels(halves: Halves, options: Options, baseline_bytes: int) -> Planne
     Raises:
         BudgetError: no plan fits the budget; the text names the smallest peak.
     """
-    first = Planned(halves, schedule_halves(halves))
+    first = _in_layer_order(Planned(halves, schedule_halves(halves)))
     if options.memory_budget is not None:
         return _within(first, options, options.memory_budget, baseline_bytes)
     if options.prefer == "speed":
@@ -166,11 +167,25 @@ def _smaller(first: Planned, level: int, terms: Terms) -> Iterator[Planned]:
         yield planned
 
 
+def _in_layer_order(planned: Planned) -> Planned:
+    """The backward layer by layer, where that lowers the peak."""
+    halves = planned.halves.copy(forward=False)
+    tangents = halves.driving(halves.backward)
+    if not halves.is_static or not order_by_layer(halves.backward.graph, tangents):
+        return planned
+    schedule = schedule_halves(halves, planned.schedule)
+    if schedule.timeline.peak_bytes >= planned.peak_bytes:
+        return planned
+    reason = "layer by layer, not time step by time step"
+    return planned.changed("schedule", "backward", halves, schedule, reason)
+
+
 def _is_better(before: Planned, after: Schedule, terms: Terms) -> bool:
-    is_free = after.seconds <= before.schedule.seconds
-    gain = TERMS["memory"].gain if is_free else terms.gain
-    gained = after.timeline.peak_bytes <= (1 - gain) * before.peak_bytes
-    return gained and after.seconds <= (1 + terms.slowdown) * before.schedule.seconds
+    gained = 1 - after.timeline.peak_bytes / before.peak_bytes
+    slowdown = after.seconds / before.schedule.seconds - 1
+    if slowdown <= 0:
+        return gained >= TERMS["memory"].gain
+    return gained >= terms.gain and slowdown <= terms.price * gained
 
 
 def _split(planned: Planned, terms: Terms) -> Planned | None:
@@ -217,7 +232,7 @@ def _tile(planned: Planned, axes: list[Axis | None], terms: Terms) -> Planned | 
         terms: of a lower peak.
     """
     for part in parts_at_peak(planned.halves, planned.schedule):
-        if part.extra_seconds > terms.slowdown * planned.schedule.seconds:
+        if part.extra_seconds > terms.price * planned.schedule.seconds:  # no gain exceeds 1
             continue
         axes[:] = axes or [find_batch(planned.halves)]
         if axes[0] is None:

@@ -9,7 +9,7 @@ from torch.fx import Graph, Node
 from snnfx.capture.allocations import step_allocations
 from snnfx.passes.analysis.liveness import Workspace, analyse_liveness, storage_roots
 from snnfx.passes.cost.workspace import workspace_phases
-from snnfx.passes.fxgraph import node_bytes, output_args, tensor_value
+from snnfx.passes.fxgraph import has_static_shape, node_bytes, output_args, tensor_value
 from snnfx.passes.plan.memory_plan import Timeline
 
 
@@ -17,6 +17,7 @@ def step_timeline(
     forward: Graph,
     backward: Graph,
     num_outputs: int,
+    num_tangents: int = 0,
     workspace: Workspace | None = workspace_phases,
 ) -> Timeline:
     """Predicted activation bytes over a forward and a backward, run in their own order.
@@ -28,22 +29,43 @@ def step_timeline(
         forward: its results after the first `num_outputs` are saved for the backward.
         backward: its placeholders are the forward's saved results, then the tangents.
         num_outputs: how many results of the forward go to the caller.
+        num_tangents: how many of the last placeholders of the backward are gradients that come in.
+            Of several, all but the caller's loss is taken to come from state, whose gradients are
+            made where they are first read (see `snnfx.lowering.absent`); a single one counts
+            nothing.
         workspace: what operators allocate inside themselves; None leaves it out.
     """
     first = analyse_liveness(forward, workspace=workspace)
     owned, aliases, _ = _passed_storages(forward, backward, num_outputs)
     rest = max(0, first.end_bytes - sum(owned.values()))
-    second = analyse_liveness(backward, owned, aliases, count_results=False, workspace=workspace)
+    second = analyse_liveness(
+        backward,
+        owned,
+        aliases,
+        late_tangents(backward, num_tangents),
+        count_results=False,
+        workspace=workspace,
+    )
     backward_bytes = tuple(b + rest for b in second.timeline_bytes)
     return Timeline(first.timeline_bytes, backward_bytes, first.names, second.names)
 
 
-def recorded(timeline: Timeline, forward: Graph, backward: Graph, num_outputs: int) -> Timeline:
+def recorded(
+    timeline: Timeline, forward: Graph, backward: Graph, num_outputs: int, num_tangents: int = 0
+) -> Timeline:
     """The timeline with a record of each storage, for those who want to look into it."""
     owned, aliases, holders = _passed_storages(forward, backward, num_outputs)
+    late = late_tangents(backward, num_tangents)
     return replace(
-        timeline, allocations=step_allocations(forward, backward, owned, aliases, holders)
+        timeline, allocations=step_allocations(forward, backward, owned, aliases, late, holders)
     )
+
+
+def late_tangents(backward: Graph, count: int) -> tuple[Node, ...]:
+    """The gradients that come into a backward, where it makes them at their first readers."""
+    placeholders = backward.find_nodes(op="placeholder")
+    tangents = placeholders[len(placeholders) - count :]
+    return tuple(tangents) if count > 1 and all(map(has_static_shape, tangents)) else ()
 
 
 def _passed_storages(

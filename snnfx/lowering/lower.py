@@ -14,6 +14,7 @@ from snnfx.capture.pipeline import Partition
 from snnfx.capture.timeline import step_timeline
 from snnfx.config import Options
 from snnfx.errors import KernelError, SnnfxWarning
+from snnfx.lowering.absent import fill_at_first_use, fill_before
 from snnfx.lowering.outer import compile_outline
 from snnfx.passes.plan.memory_plan import MemoryPlan
 
@@ -27,6 +28,7 @@ class Lowering:
         options: of the user.
         partition: of the joint graph, once there is one; None for inference.
         outputs: how many results of the forward go to the caller.
+        tangents: how many gradients the backward takes that may be absent.
         report: called with the plan when both halves are lowered.
     """
 
@@ -35,6 +37,7 @@ class Lowering:
         self.report = report
         self.partition: Partition | None = None
         self.outputs = 0
+        self.tangents = 0
         self._forward: GraphModule | None = None
         self._failed = False
 
@@ -47,12 +50,18 @@ class Lowering:
 
     def backward(self, module: GraphModule, example_inputs: Sequence[Any]) -> BoxedFunction:
         """Compile the backward of a training step."""
-        if not self._has_regions():
+        if self._has_regions():
+            lowered = self._lowered(module, 1)
+            self._finish(lowered)
+        elif self.options.lowering == "eager":
+            lowered = module
             self._finish(None)
-            return self._whole(module, example_inputs)
-        lowered = self._lowered(module, 1)
-        self._finish(lowered)
-        return boxed(lowered)
+        else:
+            self._finish(None)
+            placeholders = module.graph.find_nodes(op="placeholder")
+            tangents = placeholders[len(placeholders) - self.tangents :]
+            return fill_before(self._whole(module, example_inputs), tangents)
+        return boxed(fill_at_first_use(lowered, self.tangents))
 
     def inference(self, module: GraphModule, example_inputs: Sequence[Any]) -> BoxedFunction:
         """Compile a graph without a backward: nothing is kept, so nothing is packed."""
@@ -88,6 +97,8 @@ class Lowering:
             return
         plan = self.partition.plan
         if self._failed and backward is not None and self._forward is not None:
-            timeline = step_timeline(self._forward.graph, backward.graph, self.outputs)
+            timeline = step_timeline(
+                self._forward.graph, backward.graph, self.outputs, self.tangents
+            )
             plan = dataclasses.replace(plan, predicted=timeline)
         self.report(plan)

@@ -1,0 +1,68 @@
+"""A backward layer by layer, where the forward called its layers once a time step.
+
+A loop over time in the model's own code gives a backward that goes through all layers at the last
+time step, then through all layers at the one before. A fused region needs a layer's gradients of
+all time steps, so most of a layer's work would wait for the end of the loop, in full-size floats.
+Where no layer needs what a later one did at an earlier step, the same operators can run layer by
+layer, as in a network whose layers are called once with all time steps.
+
+The layer of an operator is the largest number of operators of matrix work on a way to it from the
+driving inputs. It never falls along a way, so sorting by it is a topological order; where layers do
+depend on each other in time, as with recurrent weights, it grows with time and little changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch.fx import Graph, Node
+
+from snnfx.passes.analysis.opkinds import is_heavy
+from snnfx.passes.rewrite.regions import ordering
+
+
+def order_by_layer(graph: Graph, driving: Iterable[Node]) -> bool:
+    """Put what follows from the driving inputs in the order of layers, all else before its reader.
+
+    Args:
+        graph: a backward, functional.
+        driving: its gradients; see `snnfx.passes.rewrite.regions.find_regions`.
+
+    Returns:
+        Whether the order is a new one; a graph that draws random numbers keeps its own.
+    """
+    leads, drawn = ordering(graph, driving)
+    ranks = _ranks(leads)
+    ordered = sorted(leads, key=ranks.__getitem__)  # stable: ties stay in graph order
+    if drawn or ordered == list(leads):
+        return False
+    end = graph.output_node()
+    for node in _with_needs([*ordered, *end.all_input_nodes]):
+        end.prepend(node)
+    graph.lint()
+    return True
+
+
+def _ranks(leads: Sequence[Node]) -> dict[Node, int]:
+    ranks: dict[Node, int] = {}
+    for node in leads:
+        before = [ranks[s] + is_heavy(s) for s in node.all_input_nodes if s in ranks]
+        ranks[node] = max(before, default=0)
+    return ranks
+
+
+def _with_needs(wanted: Iterable[Node]) -> list[Node]:
+    """Nodes that compute, each after what it needs that has not come before."""
+    done: dict[Node, None] = {}
+    for root in wanted:
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            missing = [s for s in node.all_input_nodes if s not in done and s.op != "placeholder"]
+            if missing and node not in done:
+                stack.append(missing[0])
+                continue
+            stack.pop()
+            if node.op != "placeholder":
+                done[node] = None
+    return list(done)
