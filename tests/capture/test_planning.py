@@ -16,7 +16,12 @@ from tests.capture.planned import LOWERINGS, NAMES, build, captured, planned
 pytestmark = ignore_dynamo_warnings
 
 LEVELS = (1, 2, 3, 4)
-ALLOWED = {1: set(), 2: {"split"}, 3: {"split", "tile"}, 4: {"split", "tile", "restore"}}
+ALLOWED = {
+    1: {"schedule"},
+    2: {"schedule", "split"},
+    3: {"schedule", "split", "tile"},
+    4: {"schedule", "split", "tile", "restore"},
+}
 every_net = pytest.mark.parametrize("name", NAMES)
 both_lowerings = pytest.mark.parametrize("lowering", LOWERINGS)
 
