@@ -167,7 +167,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="any of: " + ", ".join(FRAMEWORKS))  # fmt: skip
     add("--size", default="small", choices=["tiny", "small", "full"])
     add("--level", type=int, default=4, choices=range(5), metavar="LEVEL", help="0 to 4")
-    add("--prefer", default="memory", choices=["speed", "balanced", "memory"])
+    add("--prefer", default="balanced", choices=["speed", "balanced", "memory"])
     add("--steps", type=int, default=5, help="timed training steps of each")
     add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     add("--json", type=Path, metavar="FILE", help="write all figures there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import traceback
 import warnings
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snnfx._torch_compat import aot_autograd, boxed, default_partition
 from snnfx.errors import SnnfxWarning
 from snnfx.passes.plan.memory_plan import MemoryPlan
 
@@ -25,6 +27,12 @@ from tests.fuzz.programs import Program
 # Tiles add weight gradients up in another order; nothing else of levels 3 and 4 may differ.
 TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 5e-2}
 
+PEERS: tuple[Any, ...] = (
+    "aot_eager",
+    aot_autograd(fw_compiler=lambda graph, _: boxed(graph), partition_fn=default_partition),
+)
+"""Backends of PyTorch alone: the second runs each graph as it was traced."""
+
 
 @dataclass
 class Outcome:
@@ -32,7 +40,7 @@ class Outcome:
 
     Attributes:
         kind: "equal"; "failure"; "invalid" where the plain module cannot be trained; or "torch"
-            where PyTorch's own `aot_eager` backend fails or differs in the same way.
+            where PyTorch's own AOTAutograd fails or differs in the same way.
         reasons: of anything but "equal".
         plans: of each graph that was compiled, at each level.
         warnings: the library's.
@@ -106,13 +114,14 @@ def _compared(
     reasons = [found] if isinstance(found, str) else different(found, expected, allowed)
     if not reasons:
         return Outcome("equal")
-    # PyTorch itself is not always equal to itself: what aot_eager cannot do either is not ours.
-    torch.compiler.reset()
-    peer = _trained(program, lambda net: torch.compile(net, backend="aot_eager"))
-    if isinstance(peer, str):
-        return Outcome("torch", [peer])
-    if not isinstance(found, str) and not different(found, peer, allowed):
-        return Outcome("torch", [f"as aot_eager does: {reason}" for reason in reasons])
+    # PyTorch itself is not always equal to itself: what AOTAutograd cannot do either is not ours.
+    for backend in PEERS:
+        torch.compiler.reset()
+        peer = _trained(program, functools.partial(torch.compile, backend=backend))
+        if isinstance(peer, str):
+            return Outcome("torch", [peer])
+        if not isinstance(found, str) and not different(found, peer, allowed):
+            return Outcome("torch", [f"as AOTAutograd does: {reason}" for reason in reasons])
     return Outcome("failure", reasons)
 
 
