@@ -20,6 +20,7 @@ at most 7 bytes an element of one chunk. Both layouts assume a little-endian mac
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -125,11 +126,18 @@ def pack_flat_into(
         start = stop
 
 
+@functools.lru_cache(maxsize=64)
+def _powers(count: int, bits: int, scale: float) -> torch.Tensor:
+    """What the codes of `count` neighbours weigh in their sum, ``2**(bits * j) / scale``."""
+    exponents = torch.arange(count, dtype=torch.float64) * bits
+    return (torch.exp2(exponents) / scale).float()
+
+
 class _ProductMerger:
     """Packs float32 pieces at one bit an element: 16 elements times 16 powers of two."""
 
     def __init__(self, scale: float, size: int) -> None:
-        self.weights = (torch.exp2(torch.arange(16.0, dtype=torch.float64)) / scale).float()
+        self.weights = _powers(16, 1, scale)
         self.sums = torch.empty(size // 16)
 
     def __call__(self, piece: torch.Tensor, out: torch.Tensor) -> None:
@@ -204,8 +212,7 @@ class _StepProduct:
     """Packs float32 time steps: their transpose times powers of two."""
 
     def __init__(self, bits: int, scale: float, size: int) -> None:
-        exponents = torch.arange(8 // bits, dtype=torch.float64) * bits
-        self.weights = (torch.exp2(exponents) / scale).float()
+        self.weights = _powers(8 // bits, bits, scale)
         self.sums = torch.empty(size)
 
     def __call__(self, steps: torch.Tensor, out: torch.Tensor) -> None:
@@ -279,13 +286,7 @@ def _unpack_by_table(
     packed: torch.Tensor, flat: torch.Tensor, bits: int, scale: float, lo: int
 ) -> None:
     """Unpack `packed` into `flat` [n]: every byte selects a row of ``8 / bits`` values."""
-    if packed.numel() < 256:  # fewer than the table would have rows
-        shape = list(flat.shape)
-        flat.copy_(unpack_bits_reference(packed, shape, flat.dtype, bits, "flat", scale, lo))
-        return
-    per = 8 // bits
-    every_byte = torch.arange(256, dtype=torch.uint8)
-    table = unpack_bits_reference(every_byte, [256, per], flat.dtype, bits, "flat", scale, lo)
+    per, table = 8 // bits, _table(flat.dtype, bits, scale, lo)
     whole = flat.numel() // per
     rows, chunk = flat[: whole * per].view(whole, per), _chunk_elements() // per
     indices = torch.empty(min(chunk, whole), dtype=torch.int32)
@@ -295,6 +296,13 @@ def _unpack_by_table(
         torch.index_select(table, 0, index, out=rows[start:stop])
     if whole * per < flat.numel():
         flat[whole * per :] = table[int(packed[whole]), : flat.numel() - whole * per]
+
+
+@functools.lru_cache(maxsize=64)
+def _table(dtype: torch.dtype, bits: int, scale: float, lo: int) -> torch.Tensor:
+    """The values in each byte, ``[256, 8 / bits]``: 16 KiB at most, and only read once made."""
+    every_byte = torch.arange(256, dtype=torch.uint8)
+    return unpack_bits_reference(every_byte, [256, 8 // bits], dtype, bits, "flat", scale, lo)
 
 
 def unpack_time_into(

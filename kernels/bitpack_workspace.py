@@ -14,9 +14,6 @@ import torch
 from snnfx.kernels.bitpack_cpu import CHUNK_ELEMENTS, WORDS
 from snnfx.kernels.bitpack_reference import FLOAT_DTYPES, decoding_scale, is_float32
 
-TABLE_ENTRY_BYTES = 25
-"""What the reference holds for each value of the table that it fills: three int64 and a byte."""
-
 
 def pack_workspace_bytes(
     shape: Sequence[int],
@@ -70,6 +67,8 @@ def unpack_workspace_bytes(
 ) -> int:
     """Bytes that `unpack_bits_cpu` holds at most besides its result, within a few hundred.
 
+    The tables that it makes the first time and keeps are left out.
+
     Args:
         shape: of the result, and so `dtype`.
         dtype: see above.
@@ -89,11 +88,7 @@ def unpack_workspace_bytes(
         padded = _padded(min(_chunk() * bits // 4, count // shape[0]))
         return padded + per * padded * (1 + decoded)
     if bits == 1 or scale != 1.0 or lo != 0:
-        if -(-count // per) < 256:
-            return TABLE_ENTRY_BYTES * -(-count // per) * per
-        entries = 256 * per
-        indices = 4 * min(_chunk() // per, count // per)
-        return max(TABLE_ENTRY_BYTES * entries, entries * dtype.itemsize + indices)
+        return 4 * min(_chunk() // per, count // per)
     packed = -(-count // per)
     return 2 * WORDS[bits].itemsize * min(_chunk() * bits // 8, packed)
 
