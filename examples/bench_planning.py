@@ -1,7 +1,7 @@
 """How long planning takes, and whether it gives the same plan every time.
 
     python examples/bench_planning.py --models vgg8 sew_resnet101 --limits 2 20
-    python examples/bench_planning.py --models sew_resnet101 --time-steps 16 --quick  # 20,000 nodes
+    python examples/bench_planning.py --models sew_resnet101 --time-steps 10 --quick  # 20,000 nodes
 
 Planning is all that happens between the joint graph, which PyTorch's compiler traces for any
 backend, and the compiler of kernels: analyses, costs, segments, splits, tiles, restoring, the

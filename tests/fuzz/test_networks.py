@@ -14,7 +14,7 @@ from tests.fuzz.programs import Program, from_seed, programs
 
 pytestmark = [*ignore_dynamo_warnings, pytest.mark.filterwarnings("ignore")]
 
-SEEDS, GROUPS = 150, 5
+SEEDS, GROUPS = 280, 8
 DRAWN = 20
 
 
