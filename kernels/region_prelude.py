@@ -21,6 +21,24 @@ PRELUDE = r"""
 #include <cstring>
 #include <vector>
 
+// glibc has these for whole vectors, within 4 units in the last place, but tells the compiler so
+// only under -ffast-math. A loop with a call that is not a vector's stays scalar as a whole.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define SNNFX_VECTOR __attribute__((__simd__("notinbranch")))
+extern "C" {
+SNNFX_VECTOR float expf(float) noexcept;
+SNNFX_VECTOR double exp(double) noexcept;
+SNNFX_VECTOR float logf(float) noexcept;
+SNNFX_VECTOR double log(double) noexcept;
+SNNFX_VECTOR float sinf(float) noexcept;
+SNNFX_VECTOR double sin(double) noexcept;
+SNNFX_VECTOR float cosf(float) noexcept;
+SNNFX_VECTOR double cos(double) noexcept;
+SNNFX_VECTOR float powf(float, float) noexcept;
+SNNFX_VECTOR double pow(double, double) noexcept;
+}
+#endif
+
 namespace {
 
 constexpr int64_t LANES = 16;
