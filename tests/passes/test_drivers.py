@@ -1,4 +1,4 @@
-"""Which gradients drive a backward: as sets say it, and in the shapes that networks give rise to."""
+"""Which gradients drive a backward: as sets say it, and in shapes that networks give rise to."""
 
 from __future__ import annotations
 
