@@ -12,7 +12,8 @@ from torch import Tensor
 
 import snnfx
 from snnfx.passes.analysis.lifetimes import Lifetime, source_lines, storage_lifetimes
-from snnfx.passes.analysis.liveness import analyse_liveness
+from snnfx.passes.analysis.liveness import analyse_liveness, storage_roots
+from snnfx.passes.fxgraph import output_args
 from snnfx.passes.plan.memory_plan import Timeline
 
 from tests.models import NETS
@@ -43,6 +44,36 @@ def test_the_records_add_up_to_the_bytes_at_every_node(given_program: Any) -> No
             found = analyse_liveness(module.graph, owned, count_results=results)
             lives = storage_lifetimes(module.graph, owned, count_results=results)
             assert sums(lives, len(found.names)) == list(found.timeline_bytes)
+
+
+@given(programs([*SINGLE, *SEVERAL]))
+@settings(max_examples=60)
+def test_the_records_add_up_with_late_placeholders_too(given_program: Any) -> None:
+    module = traced(program(*given_program), torch.randn(4, 6), torch.randn(4, 6))
+    placeholders = module.graph.find_nodes(op="placeholder")
+    roots = storage_roots(module.graph)
+    final = {root for node in output_args(module.graph) for root in roots[node]}
+    late = [node for node in placeholders if node.users and node not in final]
+    for results in (True, False):
+        for owned, later in (({}, late), (dict.fromkeys(late[:1], 96), late[1:])):
+            found = analyse_liveness(module.graph, owned, late=later, count_results=results)
+            lives = storage_lifetimes(module.graph, owned, late=later, count_results=results)
+            assert sums(lives, len(found.names)) == list(found.timeline_bytes)
+
+
+def test_a_late_placeholder_lives_from_its_first_reader_to_the_last_use_of_its_views() -> None:
+    def run(a: Tensor, b: Tensor) -> Tensor:
+        total = a.relu().sum()
+        rows = b.view(24)
+        return (total + rows.sum()).neg()
+
+    module = traced(run, torch.randn(6), torch.randn(4, 6))
+    _, late = module.graph.find_nodes(op="placeholder")
+    steps = [n.name for n in module.graph.nodes if n.op == "call_function"]
+    (record,) = [x for x in storage_lifetimes(module.graph, late=(late,)) if x.node is late]
+    readers = [steps.index(name) for name in ("view", "sum_2")]
+    assert (record.bytes, record.first, record.last) == (96, *readers)
+    assert 0 < record.first < readers[1] < len(steps) - 1
 
 
 def test_a_placeholder_that_comes_in_anothers_storage_has_no_record() -> None:
