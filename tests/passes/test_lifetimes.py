@@ -12,8 +12,7 @@ from torch import Tensor
 
 import snnfx
 from snnfx.passes.analysis.lifetimes import Lifetime, source_lines, storage_lifetimes
-from snnfx.passes.analysis.liveness import analyse_liveness, storage_roots
-from snnfx.passes.fxgraph import output_args
+from snnfx.passes.analysis.liveness import analyse_liveness
 from snnfx.passes.plan.memory_plan import Timeline
 
 from tests.models import NETS
@@ -50,15 +49,18 @@ def test_the_records_add_up_to_the_bytes_at_every_node(given_program: Any) -> No
 @settings(max_examples=60)
 def test_the_records_add_up_with_late_placeholders_too(given_program: Any) -> None:
     module = traced(program(*given_program), torch.randn(4, 6), torch.randn(4, 6))
-    placeholders = module.graph.find_nodes(op="placeholder")
-    roots = storage_roots(module.graph)
-    final = {root for node in output_args(module.graph) for root in roots[node]}
-    late = [node for node in placeholders if node.users and node not in final]
+    late = module.graph.find_nodes(op="placeholder")
     for results in (True, False):
-        for owned, later in (({}, late), (dict.fromkeys(late[:1], 96), late[1:])):
-            found = analyse_liveness(module.graph, owned, late=later, count_results=results)
-            lives = storage_lifetimes(module.graph, owned, late=later, count_results=results)
-            assert sums(lives, len(found.names)) == list(found.timeline_bytes)
+        found = analyse_liveness(module.graph, late=late, count_results=results)
+        lives = storage_lifetimes(module.graph, late=late, count_results=results)
+        assert sums(lives, len(found.names)) == list(found.timeline_bytes)
+
+
+def test_late_placeholders_that_no_operator_reads_have_no_record() -> None:
+    module = traced(lambda a, b, c: (a.relu(), b), *torch.randn(3, 4, 6))
+    _, *unread = module.graph.find_nodes(op="placeholder")
+    lives = storage_lifetimes(module.graph, late=unread)
+    assert [record.node.name for record in lives] == ["relu"]
 
 
 def test_a_late_placeholder_lives_from_its_first_reader_to_the_last_use_of_its_views() -> None:

@@ -165,6 +165,17 @@ def test_late_arguments_that_nothing_reads_count_nothing() -> None:
     assert analyse_liveness(module.graph, late=(unread,)) == analyse_liveness(module.graph)
 
 
+def test_a_late_argument_that_is_a_result_is_left_out_with_the_results() -> None:
+    module = traced(lambda a: (a, a.relu().sum()), torch.randn(4, 6))
+    (late,) = module.graph.find_nodes(op="placeholder")
+    counted, without = (
+        analyse_liveness(module.graph, late=(late,), count_results=results)
+        for results in (True, False)
+    )
+    assert (counted.timeline_bytes, counted.end_bytes) == ((96 + 96, 96 + 96 + 4), 96 + 4)
+    assert (without.timeline_bytes, without.end_bytes) == ((96, 96), 0)
+
+
 def test_a_late_argument_counts_while_it_is_read_and_an_owned_one_from_the_start() -> None:
     def run(a: Tensor, b: Tensor) -> Tensor:
         return ((a.sum() * b).sum() + b.sum()).neg()

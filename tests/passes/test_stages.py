@@ -295,6 +295,17 @@ def test_copies_in_a_later_region_than_their_value_stay() -> None:
     assert left == made
 
 
+def test_copies_that_are_results_stay_apart() -> None:
+    """Whoever gets both may write into one of them."""
+    copies = Copies()
+    value = copies.value()
+    module = copies.net.finish(copies.copy(value), copies.copy(value))
+    assert share_copies(module.graph, [copies.tangent]) == StagesResult(0)
+    module.recompile()
+    one, other = module(*copies.net.inputs)
+    assert one.data_ptr() != other.data_ptr()
+
+
 def test_copies_in_two_regions_stay_apart() -> None:
     """What does not follow from the gradient runs next to its reader, value and copy alike."""
     copies = Copies()
