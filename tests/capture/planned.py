@@ -78,13 +78,17 @@ def planned(name: str, lowering: str, **options: Any) -> MemoryPlan:
 
 def first_halves(name: str, lowering: str) -> Halves:
     """What level 1 makes of a network, and levels 2 to 4 start from."""
+    return halves_of(captured(name), lowering)
+
+
+def halves_of(own: Capture, lowering: str) -> Halves:
+    """What level 1 makes of what was captured."""
     given: list[Halves] = []
 
     def noted(halves: Halves, options: Options, baseline_bytes: int) -> Any:
         given.append(halves.copy())
         return plan_levels(halves, options, baseline_bytes)
 
-    own = captured(name)
     joint, roles = _copied(own.graph_module, own.roles)
     with mock.patch.object(pipeline, "plan_levels", noted):
         pipeline.partition_joint(joint, roles, Options.parse({"level": 1, "lowering": lowering}))

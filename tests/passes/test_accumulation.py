@@ -1,4 +1,7 @@
-"""Sums over time steps become stacks with the very same bits, or additions, or are left alone."""
+"""Sums over time steps become stacks with the very same bits, or additions, or are left alone.
+
+Sums of whole tensors become sums by channels.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from snnfx.passes.rewrite.accumulation import (
     AccumulationResult,
     add_up_stacks,
     stack_accumulations,
+    sum_by_channel,
 )
 
 aten = torch.ops.aten
@@ -263,3 +267,70 @@ def test_sums_of_symbolic_sizes_stay() -> None:
         *parts
     )
     assert add_up_stacks(module.graph) == NOTHING
+
+
+def summed_by_channel(function: Callable[..., Tensor], *args: Tensor) -> tuple[GraphModule, int]:
+    """A function whose sums of whole tensors are sums by channels, held to give what it gave."""
+    module = traced(function, *args)
+    expected = module(*args)
+    changed = sum_by_channel(module.graph)
+    module.graph.lint()
+    module.recompile()
+    found = module(*args)
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert sum_by_channel(module.graph) == 0
+    return module, changed
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=5), st.booleans())
+@settings(max_examples=40)
+def test_the_sum_of_a_whole_tensor_is_summed_by_channels_first(
+    sizes: list[int], transposed: bool
+) -> None:
+    x = torch.randn(sizes, dtype=torch.float64)
+    x = x.transpose(0, -1) if transposed else x
+    module, changed = summed_by_channel(lambda x: aten.sum.default(x * 2) + 1, x)
+    assert changed == 1
+    channels, total = (n for n in module.graph.nodes if "sum" in n.name)
+    assert channels.args[1] == [d for d in range(len(sizes)) if d != 1]
+    assert channels.meta["val"].shape == (x.shape[1],)
+    assert total.target is aten.sum.default
+    assert total.args == (channels,)
+    assert total.meta["val"].shape == ()
+
+
+def test_every_sum_of_whole_tensors_is_changed() -> None:
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        return aten.sum.default(x) * aten.sum.default(y) * aten.sum.default(x[0])
+
+    tensors = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    module, changed = summed_by_channel(run, *tensors)
+    assert changed == 3
+    assert calls(module).count(aten.sum.dim_IntList) == 3
+
+
+def test_single_floats_are_summed_by_channels_too() -> None:
+    x = torch.arange(24.0).view(2, 3, 4)  # whose sums have no rounding
+    assert summed_by_channel(aten.sum.default, x)[1] == 1
+
+
+OTHER_TOTALS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
+    "one dimension": (aten.sum.default, torch.randn(6)),
+    "a number": (aten.sum.default, torch.randn(())),
+    "integers": (aten.sum.default, torch.arange(6).view(2, 3)),
+    "truth": (aten.sum.default, torch.ones(2, 3, dtype=torch.bool)),
+    "half precision": (aten.sum.default, torch.ones(2, 3, dtype=torch.bfloat16)),
+    "complex numbers": (aten.sum.default, torch.ones(2, 3, dtype=torch.complex64)),
+    "other dtype": (lambda x: aten.sum.default(x, dtype=torch.float64), torch.randn(2, 3)),
+    "some dimensions": (lambda x: aten.sum.dim_IntList(x, [0, 1]), torch.randn(2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_TOTALS)
+def test_other_totals_are_left_alone(name: str) -> None:
+    function, x = OTHER_TOTALS[name]
+    before = calls(traced(function, x))
+    module, changed = summed_by_channel(function, x)
+    assert changed == 0
+    assert calls(module) == before

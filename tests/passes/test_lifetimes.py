@@ -45,6 +45,39 @@ def test_the_records_add_up_to_the_bytes_at_every_node(given_program: Any) -> No
             assert sums(lives, len(found.names)) == list(found.timeline_bytes)
 
 
+@given(programs([*SINGLE, *SEVERAL]))
+@settings(max_examples=60)
+def test_the_records_add_up_with_late_placeholders_too(given_program: Any) -> None:
+    module = traced(program(*given_program), torch.randn(4, 6), torch.randn(4, 6))
+    late = module.graph.find_nodes(op="placeholder")
+    for results in (True, False):
+        found = analyse_liveness(module.graph, late=late, count_results=results)
+        lives = storage_lifetimes(module.graph, late=late, count_results=results)
+        assert sums(lives, len(found.names)) == list(found.timeline_bytes)
+
+
+def test_late_placeholders_that_no_operator_reads_have_no_record() -> None:
+    module = traced(lambda a, b, c: (a.relu(), b), *torch.randn(3, 4, 6))
+    _, *unread = module.graph.find_nodes(op="placeholder")
+    lives = storage_lifetimes(module.graph, late=unread)
+    assert [record.node.name for record in lives] == ["relu"]
+
+
+def test_a_late_placeholder_lives_from_its_first_reader_to_the_last_use_of_its_views() -> None:
+    def run(a: Tensor, b: Tensor) -> Tensor:
+        total = a.relu().sum()
+        rows = b.view(24)
+        return (total + rows.sum()).neg()
+
+    module = traced(run, torch.randn(6), torch.randn(4, 6))
+    _, late = module.graph.find_nodes(op="placeholder")
+    steps = [n.name for n in module.graph.nodes if n.op == "call_function"]
+    (record,) = [x for x in storage_lifetimes(module.graph, late=(late,)) if x.node is late]
+    readers = [steps.index(name) for name in ("view", "sum_2")]
+    assert (record.bytes, record.first, record.last) == (96, *readers)
+    assert 0 < record.first < readers[1] < len(steps) - 1
+
+
 def test_a_placeholder_that_comes_in_anothers_storage_has_no_record() -> None:
     module = traced(lambda a, b: a.relu() + b, torch.randn(6), torch.randn(6))
     first, second = module.graph.find_nodes(op="placeholder")

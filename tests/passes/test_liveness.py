@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import snnfx
 from snnfx.capture.offline import Capture, capture
-from snnfx.capture.timeline import recorded, step_timeline
+from snnfx.capture.timeline import late_tangents, recorded, step_timeline
 from snnfx.passes.analysis.liveness import Phase, analyse_liveness, storage_roots
 from snnfx.passes.fxgraph import output_args, set_donations
 from snnfx.passes.plan.memory_plan import MemoryPlan
@@ -126,6 +126,71 @@ def test_arguments_that_the_graph_owns_die_at_their_last_use(given_program: Any)
     assert found.end_bytes == end
 
 
+def made_late(module: GraphModule, late: Node) -> str | None:
+    """Make the zeros that a placeholder stands for before its first reader; gives their name."""
+    readers = [node for node in module.graph.nodes if late in node.all_input_nodes]
+    if readers[0].op == "output":
+        return None
+    with module.graph.inserting_before(readers[0]):
+        zeros = module.graph.call_function(aten.zeros.default, (late.meta["val"].shape,))
+    for reader in readers:
+        reader.replace_input_with(late, zeros)
+    module.recompile()
+    return zeros.name
+
+
+@given(programs(list(SINGLE)), st.sampled_from([0, 1]))
+@settings(max_examples=60)
+def test_late_arguments_live_from_their_first_reader_to_their_last_use(
+    given_program: Any, position: int
+) -> None:
+    args = (torch.randn(4, 6), torch.randn(4, 6))
+    module = traced(program(*given_program), *args)
+    late = module.graph.find_nodes(op="placeholder")[position]
+    if not late.users:
+        return
+    found = analyse_liveness(module.graph, late=(late,))
+    zeros = made_late(module, late)
+    if zeros is None:  # handed on as a result, and read by nothing else
+        return
+    _, alive, end = run_and_measure(module, args)
+    del alive[zeros]
+    assert dict(zip(found.names, found.timeline_bytes, strict=True)) == alive
+    assert found.end_bytes == end
+
+
+def test_late_arguments_that_nothing_reads_count_nothing() -> None:
+    module = traced(lambda a, b: a.relu().neg(), torch.randn(4, 6), torch.randn(4, 6))
+    _, unread = module.graph.find_nodes(op="placeholder")
+    assert analyse_liveness(module.graph, late=(unread,)) == analyse_liveness(module.graph)
+
+
+def test_a_late_argument_that_is_a_result_is_left_out_with_the_results() -> None:
+    module = traced(lambda a: (a, a.relu().sum()), torch.randn(4, 6))
+    (late,) = module.graph.find_nodes(op="placeholder")
+    counted, without = (
+        analyse_liveness(module.graph, late=(late,), count_results=results)
+        for results in (True, False)
+    )
+    assert (counted.timeline_bytes, counted.end_bytes) == ((96 + 96, 96 + 96 + 4), 96 + 4)
+    assert (without.timeline_bytes, without.end_bytes) == ((96, 96), 0)
+
+
+def test_a_late_argument_counts_while_it_is_read_and_an_owned_one_from_the_start() -> None:
+    def run(a: Tensor, b: Tensor) -> Tensor:
+        return ((a.sum() * b).sum() + b.sum()).neg()
+
+    module = traced(run, torch.randn(5), torch.randn(4, 6))
+    second = module.graph.find_nodes(op="placeholder")[1]
+    late = analyse_liveness(module.graph, late=(second,))
+    owned = analyse_liveness(module.graph, {second: 96})
+    assert late.names == ("sum_1", "mul", "sum_2", "sum_3", "add", "neg")
+    # The scalars are of 4 bytes each, the product of 96.
+    assert late.timeline_bytes == (4, 4 + 96 + 96, 96 + 96 + 4, 96 + 4 + 4, 4 + 4 + 4, 4 + 4)
+    assert owned.timeline_bytes == (96 + 4, *late.timeline_bytes[1:])
+    assert owned.end_bytes == late.end_bytes == 4
+
+
 def test_the_peak_names_its_node() -> None:
     x = torch.randn(4, 6)
     module = traced(lambda x: torch.cat([x.relu(), x.abs()]).sum(), x)
@@ -225,6 +290,53 @@ def test_saved_tensors_are_matched_by_place_whatever_their_names() -> None:
     steps = [*timeline.forward_names, *timeline.backward_names]
     assert lives["exp"] == (steps.index("exp"), steps.index("neg"))
     assert lives["abs_1"] == (steps.index("abs_1"), steps.index("mul_1"))
+
+
+def forward_and_backward() -> tuple[Graph, Graph]:
+    """The backward reads the gradient of the loss first, then that of a state, of 96 bytes each."""
+    forward = traced(lambda x: (x.sum(), x.exp(), x.abs()), torch.randn(4, 6)).graph
+    backward = traced(lambda saved, loss, state: (loss.neg() * saved).relu() + state,
+                      *torch.randn(3, 4, 6)).graph  # fmt: skip
+    return forward, backward
+
+
+def test_the_last_placeholders_of_a_backward_are_late_gradients() -> None:
+    _, backward = forward_and_backward()
+    saved, loss, state = backward.find_nodes(op="placeholder")
+    assert late_tangents(backward, 3) == (saved, loss, state)
+    assert late_tangents(backward, 2) == (loss, state)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_single_gradient_is_the_callers(count: int) -> None:
+    forward, backward = forward_and_backward()
+    assert late_tangents(backward, count) == ()
+    assert step_timeline(forward, backward, 2, count) == step_timeline(forward, backward, 2)
+
+
+def test_gradients_of_symbolic_sizes_are_not_late() -> None:
+    args = torch.randn(2, 4, 6).unbind()
+    backward = make_fx(lambda a, b: a * b, tracing_mode="symbolic")(*args).graph
+    assert late_tangents(backward, 2) == ()
+    assert len(late_tangents(traced(lambda a, b: a * b, *args).graph, 2)) == 2
+
+
+def test_late_gradients_count_in_the_step_from_their_first_readers_on() -> None:
+    forward, backward = forward_and_backward()
+    without, timeline = (step_timeline(forward, backward, 2, count) for count in (0, 2))
+    assert timeline.forward == without.forward
+    names = ("neg", "mul", "relu", "add")
+    assert timeline.backward_names == names
+    more = [a - b for a, b in zip(timeline.backward, without.backward, strict=True)]
+    assert more == [96, 0, 0, 96]
+    found = recorded(timeline, forward, backward, 2, 2).allocations
+    lives = {one.name: (one.bytes, one.first, one.last) for one in found}
+    steps = [*timeline.forward_names, *names]
+    _, loss, state = backward.find_nodes(op="placeholder")
+    assert lives[loss.name] == (96, steps.index("neg"), steps.index("neg"))
+    assert lives[state.name] == (96, steps.index("add"), steps.index("add"))
+    others = recorded(without, forward, backward, 2).allocations
+    assert {one.name for one in others} == lives.keys() - {loss.name, state.name}
 
 
 def halves(captured: Capture, **options: Any) -> tuple[GraphModule, GraphModule, int]:

@@ -1,7 +1,11 @@
-"""Values between two regions: computed again where their inputs are smaller, with the same bits."""
+"""Values between two regions: computed again where their inputs are smaller, with the same bits.
+
+Copies of one value: written once where one region would write the same ones.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +19,12 @@ from torch.fx import GraphModule, Node
 from snnfx.kernels.bitpack_reference import pack_bits_reference
 from snnfx.passes.fxgraph import is_late
 from snnfx.passes.rewrite.regions import find_regions
-from snnfx.passes.rewrite.stages import MIN_BYTES, StagesResult, recompute_between_stages
+from snnfx.passes.rewrite.stages import (
+    MIN_BYTES,
+    StagesResult,
+    recompute_between_stages,
+    share_copies,
+)
 
 from tests.passes.region_graphs import HandMade, evaluated_by_torch, lowered, spikes
 from tests.passes.test_regions import grown
@@ -184,6 +193,150 @@ def test_random_graphs_have_such_values() -> None:
         growing = grown(seed, 30)
         changed += recompute_between_stages(growing.finish().graph, growing.tangents).changed
     assert changed >= 5
+
+
+IMAGE = [2, 16, 4, 4]
+ROWS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
+
+
+@dataclass
+class Copies:
+    """A value of images that follows from a gradient, and copies of it."""
+
+    net: HandMade = field(default_factory=HandMade)
+
+    def __post_init__(self) -> None:
+        self.tangent = self.net.input(torch.randn(IMAGE))
+        self.weight = self.net.input(torch.randn(16, 16, 1, 1))
+
+    def value(self) -> Node:
+        return self.net.call(aten.mul.Tensor, self.tangent, 2.0)
+
+    def copy(self, source: Node, memory_format: torch.memory_format = CHANNELS_LAST) -> Node:
+        return self.net.call(aten.clone.default, source, memory_format=memory_format)
+
+    def weighed(self, source: Node) -> Node:
+        """A convolution, which runs between regions."""
+        args = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+        return self.net.call(aten.convolution.default, source, self.weight, *args)
+
+
+def share(copies: Copies, *results: Node) -> tuple[list[Node], StagesResult]:
+    """Run the pass, which must change no bit and no stride; gives the copies that are left."""
+    module = copies.net.finish(*results)
+    expected = module(*copies.net.inputs)
+    result = share_copies(module.graph, [copies.tangent])
+    module.graph.lint()
+    module.recompile()
+    for one, other in zip(module(*copies.net.inputs), expected, strict=True):
+        assert torch.equal(one, other)
+        assert one.stride() == other.stride()
+    assert share_copies(module.graph, [copies.tangent]) == StagesResult(0)
+    return module.graph.find_nodes(op="call_function", target=aten.clone.default), result
+
+
+@pytest.mark.parametrize("readers", [2, 4])
+def test_one_copy_is_left_of_those_in_one_layout(readers: int) -> None:
+    copies = Copies()
+    value = copies.value()
+    made = [copies.copy(value) for _ in range(readers)]
+    results = [copies.weighed(copy) for copy in made]
+    left, result = share(copies, *results)
+    assert result == StagesResult(readers - 1)
+    assert left == made[:1]
+    assert [convolution.args[0] for convolution in results] == left * readers
+
+
+def test_what_reads_a_copy_later_reads_the_first_one() -> None:
+    copies = Copies()
+    value = copies.value()
+    one = copies.weighed(copies.copy(value))
+    other = copies.copy(value)
+    total = copies.net.call(aten.add.Tensor, copies.net.call(aten.mul.Tensor, other, 3.0), one)
+    left, result = share(copies, copies.weighed(total), copies.weighed(other))
+    assert result == StagesResult(1)
+    assert [copy.args for copy in left] == [(value,)]
+
+
+def test_copies_in_different_layouts_stay_apart() -> None:
+    copies = Copies()
+    value = copies.value()
+    formats = [CHANNELS_LAST, ROWS, CHANNELS_LAST, ROWS]
+    made = [copies.copy(value, memory_format) for memory_format in formats]
+    left, result = share(copies, *(copies.weighed(copy) for copy in made))
+    assert result == StagesResult(2)
+    assert left == made[:2]
+
+
+def test_copies_of_different_values_stay_apart() -> None:
+    copies = Copies()
+    made = [copies.copy(copies.value()) for _ in range(2)]
+    left, result = share(copies, *(copies.weighed(copy) for copy in made))
+    assert result == StagesResult(0)
+    assert left == made
+
+
+def test_copies_of_what_no_region_computes_stay() -> None:
+    copies = Copies()
+    product = copies.weighed(copies.value())
+    made = [copies.copy(source) for source in (copies.tangent, product) for _ in range(2)]
+    left, result = share(copies, *(copies.weighed(copy) for copy in made))
+    assert result == StagesResult(0)
+    assert left == made
+
+
+def test_copies_in_a_later_region_than_their_value_stay() -> None:
+    copies = Copies()
+    total = copies.net.call(aten.sum.dim_IntList, copies.value(), [0, 2, 3], True)
+    again = copies.net.call(aten.expand.default, total, IMAGE)
+    made = [copies.copy(total) for _ in range(2)]
+    left, result = share(copies, *(copies.net.call(aten.mul.Tensor, again, m) for m in made))
+    assert result == StagesResult(0)
+    assert left == made
+
+
+def test_copies_that_are_results_stay_apart() -> None:
+    """Whoever gets both may write into one of them."""
+    copies = Copies()
+    value = copies.value()
+    module = copies.net.finish(copies.copy(value), copies.copy(value))
+    assert share_copies(module.graph, [copies.tangent]) == StagesResult(0)
+    module.recompile()
+    one, other = module(*copies.net.inputs)
+    assert one.data_ptr() != other.data_ptr()
+
+
+def test_copies_in_two_regions_stay_apart() -> None:
+    """What does not follow from the gradient runs next to its reader, value and copy alike."""
+    copies = Copies()
+    value = copies.net.call(aten.mul.Tensor, copies.net.input(torch.randn(IMAGE)), 2.0)
+    made = [copies.copy(value) for _ in range(2)]
+    first = copies.weighed(copies.net.call(aten.mul.Tensor, copies.tangent, made[0]))
+    second = copies.weighed(copies.net.call(aten.mul.Tensor, first, made[1]))
+    left, result = share(copies, second)
+    assert result == StagesResult(0)
+    assert left == made
+
+
+@given(seed=st.integers(0, 10**6), operators=st.integers(5, 30))
+@settings(max_examples=20)
+def test_random_graphs_share_copies_with_the_same_bits(seed: int, operators: int) -> None:
+    growing = grown(seed, operators)
+    choices, values = random.Random(seed), [*growing.wholes]
+    for _ in range(6):
+        value = choices.choice(values)
+        growing.wholes.append(growing.net.call(aten.clone.default, value))
+    for _ in range(5):
+        growing.grow()
+    module = growing.finish()
+    before = run(module, growing.net.inputs)
+    result = share_copies(module.graph, growing.tangents)
+    module.graph.lint()
+    module.recompile()
+    for one, other in zip(run(module, growing.net.inputs), before, strict=True):
+        assert torch.equal(one, other)
+    left = module.graph.find_nodes(op="call_function", target=aten.clone.default)
+    assert len(left) == 6 - result.changed
 
 
 def run(module: GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
