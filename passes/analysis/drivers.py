@@ -28,19 +28,21 @@ def find_drivers(graph: Graph, tangents: Sequence[Node]) -> list[Node]:
     """
     reached = _reached(graph, tangents)
     sizes, meets, shared = [0] * len(tangents), [0] * len(tangents), [-1] * len(tangents)
-    masks: dict[int, tuple[int, bool]] = {}
+    work = [0] * len(tangents)
+    masks: dict[int, tuple[int, int]] = {}
     for node, mask in reached.items():
-        count, heavy = masks.get(mask, (0, False))
-        masks[mask] = count + 1, heavy or is_heavy(node)
+        count, heavy = masks.get(mask, (0, 0))
+        masks[mask] = count + 1, heavy + is_heavy(node)
     for mask, (count, heavy) in masks.items():
         for i in range(len(tangents)):
             if mask >> i & 1:
                 sizes[i] += count
+                work[i] += heavy
                 meets[i] |= mask
                 shared[i] &= mask if heavy else -1
     drivers: list[int] = []
-    for i in sorted(range(len(tangents)), key=lambda i: -sizes[i]):
-        if not any(meets[i] & shared[i] >> j & 1 for j in drivers):
+    for i in sorted(range(len(tangents)), key=lambda i: (-work[i], -sizes[i])):
+        if not any((meets[i] & shared[i]) >> j & 1 for j in drivers):
             drivers.append(i)
     return [tangents[i] for i in sorted(drivers)]
 

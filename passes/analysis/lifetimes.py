@@ -61,10 +61,11 @@ def storage_lifetimes(
         late: as there.
         count_results: as there.
     """
-    owned = {**(owned or {}), **{node: node_bytes(node) for node in late}}
     roots = storage_roots(graph, aliases)
     steps = _steps(graph)
-    readers = {node: min((steps[u] for u in node.users if u in steps), default=0) for node in late}
+    late = [node for node in late if any(u in steps for u in node.users)]
+    owned = {**(owned or {}), **{node: node_bytes(node) for node in late}}
+    readers = {node: min(steps[u] for u in node.users if u in steps) for node in late}
     released = {
         root: steps.get(node)
         for node, dying in last_readers(graph, roots).items()

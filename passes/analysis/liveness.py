@@ -128,10 +128,10 @@ def analyse_liveness(
     roots = storage_roots(graph, aliases)
     sizes = {n: owned.get(n, 0) if n.op == "placeholder" else storage_bytes(n) for n in roots}
     last = last_readers(graph, roots)
+    sizes |= {node: node_bytes(node) for node in late}
     if not count_results:
         sizes |= dict.fromkeys(_result_roots(graph, roots), 0)
     alive = sum(owned.values())
-    sizes |= {node: node_bytes(node) for node in late}
     waiting = {node for node in late if node.users}
     unpicked = _unpicked_bytes(graph, sizes)
     names: list[str] = []

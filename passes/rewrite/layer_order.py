@@ -29,7 +29,7 @@ def order_by_layer(graph: Graph, driving: Iterable[Node]) -> bool:
         driving: its gradients; see `snnfx.passes.rewrite.regions.find_regions`.
 
     Returns:
-        Whether the order is a new one; a graph that draws random numbers keeps its own.
+        Whether the order is a new one; a graph that draws random numbers twice keeps its own.
     """
     leads, drawn = ordering(graph, driving)
     ranks = _ranks(leads)
@@ -37,7 +37,8 @@ def order_by_layer(graph: Graph, driving: Iterable[Node]) -> bool:
     if drawn or ordered == list(leads):
         return False
     end = graph.output_node()
-    for node in _with_needs([*ordered, *end.all_input_nodes]):
+    rest = [node for node in graph.nodes if node is not end]  # nobody needs these, where any is new
+    for node in _with_needs([*ordered, *end.all_input_nodes, *rest]):
         end.prepend(node)
     graph.lint()
     return True

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, Node
 
-from snnfx.passes.fxgraph import node_bytes, set_late
+from snnfx.passes.analysis.liveness import storage_roots
+from snnfx.passes.fxgraph import node_bytes, output_args, set_late
 from snnfx.passes.rewrite.regions import SUMS, assign_stages, is_expressible
 
 MIN_BYTES = 4096
@@ -53,11 +54,15 @@ def share_copies(graph: Graph, driving: Iterable[Node]) -> StagesResult:
         graph: with copies in the layouts that convolutions prefer, one for each reader.
         driving: see `snnfx.passes.rewrite.regions.find_regions`.
     """
-    stages = assign_stages(graph, driving)
+    stages, roots = assign_stages(graph, driving), storage_roots(graph)
+    given = (result for result in output_args(graph) if isinstance(result, Node))
+    results = {root for result in given for root in roots[result]}  # the caller may write into them
     first: dict[tuple[Node, object, int], Node] = {}
     changed = 0
     for copy in graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default):
         source = copy.args[0]
+        if copy in results:
+            continue
         if stages.get(source) != stages[copy] or not is_expressible(source):
             continue
         shared = first.setdefault((source, copy.kwargs.get("memory_format"), stages[copy]), copy)

@@ -221,3 +221,18 @@ def test_loops_over_time_train_bit_for_bit_in_this_order(recurrent: bool) -> Non
     (order,) = [decision for decision in plan.decisions if decision.kind == "schedule"]
     assert order.target == "backward"
     assert order.peak_after_bytes < order.peak_before_bytes
+
+
+def test_dead_nodes_do_not_get_in_the_way() -> None:
+    net = HandMade()
+    tangent, weight = net.input(torch.rand(4, 4)), net.input(torch.rand(4, 4))
+    scale = net.call(aten.neg.default, weight)
+    net.call(aten.neg.default, scale)  # nobody reads it
+    results: list[Node] = []
+    for _ in range(2):
+        scaled = net.call(aten.mul.Tensor, tangent, scale)
+        results.append(net.call(aten.tanh.default, net.call(aten.mm.default, scaled, weight)))
+    graph = net.finish(*results).graph
+    before = [node.name for node in graph.nodes]
+    assert order_by_layer(graph, [tangent])
+    assert sorted(node.name for node in graph.nodes) == sorted(before)
