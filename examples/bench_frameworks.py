@@ -42,7 +42,7 @@ from snnfx.adapters import adapt
 console = Console(width=None if os.isatty(1) else 140)
 ROUNDING = 1e-6  # of a float32 sum over the batch in another order
 DOUBLE_ROUNDING = 1e-8  # of float64 kernels, through all layers of a network
-SINGLE = {"snntorch": 1e-4}  # makes float32 spikes whatever it is given; its error may be this
+SINGLE = {"snntorch": 1e-4, "sinabs": 1e-4}  # make float32 of any spikes; their errors may be these
 
 
 @dataclass(frozen=True)
