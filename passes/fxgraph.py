@@ -6,9 +6,9 @@ The only module that knows the keys of ``node.meta``.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from snnfx._torch_compat import lazy_module
 
 aten = torch.ops.aten
+T = TypeVar("T")
 
 VALUE_KEY = "val"
 DONATED_KEY = "snnfx_donated"
@@ -259,6 +260,38 @@ def viewed_inputs(node: Node) -> list[Node]:
 def call_nodes(graph: Graph) -> Iterator[Node]:
     """The nodes that compute something."""
     return (node for node in graph.nodes if node.op == "call_function")
+
+
+def last_placeholders(graph: Graph, count: int) -> list[Node]:
+    """The last placeholders of a graph, such as the gradients that come into a backward."""
+    placeholders = graph.find_nodes(op="placeholder")
+    return placeholders[len(placeholders) - count :]
+
+
+def in_order_of_need(roots: Iterable[T], needs: Callable[[T], Iterable[T]]) -> list[T]:
+    """The roots in their order, and what each needs in front of it, depth first.
+
+    Args:
+        roots: told apart by identity, as is all else.
+        needs: of one of them; nothing may need itself, or what needs it.
+    """
+    done: set[int] = set()
+    order: list[T] = []
+    for root in roots:
+        stack = [(root, False)]
+        while stack:
+            unit, ready = stack.pop()
+            if id(unit) in done:
+                continue
+            if ready:
+                done.add(id(unit))
+                order.append(unit)
+                continue
+            stack.append((unit, True))
+            # The stack is last in, first out: the first need is pushed last.
+            waiting = [(other, False) for other in needs(unit) if id(other) not in done]
+            stack.extend(reversed(waiting))
+    return order
 
 
 def copied_module(module: GraphModule) -> GraphModule:

@@ -72,7 +72,7 @@ def snnmem(
         inference_compiler=lowering.inference,
         partition_fn=partition,
     )
-    return without_absent_gradients(compiler(module, example_inputs), lambda: lowering.tangents > 1)
+    return without_absent_gradients(compiler(module, example_inputs), lambda: lowering.tangents > 0)
 
 
 # Dynamo calls the attribute `reset` of each backend that it has used when it forgets its code.

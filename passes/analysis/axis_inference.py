@@ -84,10 +84,14 @@ def infer_axes(graph: Graph, roles: JointRoles | None = None) -> InferredAxes:
     """
     steps = find_time_steps(graph)
     links = _Links(graph, roles)
-    if steps is None:
-        return InferredAxes(None, _batch_alone(graph, links))
-    placed = _spread(links, steps.size, steps.anchors)
-    time = InferredAxis(steps.size, _seeds(graph, steps.size, placed), placed)
+    time: InferredAxis | None = None
+    # Without time in any tensor, as where a loop in the model calls each layer with one step, all
+    # of the first dimension is batch.
+    steps = steps or TimeSteps(1, {})
+    placed: Mapping[Node, Placement] = {}
+    if steps.anchors:
+        placed = _spread(links, steps.size, steps.anchors)
+        time = InferredAxis(steps.size, _seeds(graph, steps.size, placed), placed)
     size = _batch_size(graph, steps, placed)
     if size is None:
         return InferredAxes(time, None)
@@ -205,19 +209,6 @@ def _batch_size(graph: Graph, steps: TimeSteps, placed: Mapping[Node, Placement]
     size = _only({_beside_time(shape_of(n), p) for n, p in steps.anchors.items()})
     sizes = _sizes_without_time(_samples(graph, LINEAR_OPERANDS), steps.size, placed)
     return size if size is not None and sizes and all(s % size == 0 for s in sizes) else None
-
-
-def _batch_alone(graph: Graph, links: _Links) -> InferredAxis | None:
-    """The first dimension of what every convolution reads, in a graph without time in its tensors.
-
-    Such is one of a loop over time in the model's own code, which calls layers with one step.
-    """
-    operands = list(_samples(graph, dict.fromkeys(CONVOLUTIONS, 0)))
-    size = _only({int(shape_of(operand)[0]) for operand in operands})
-    if size is None:
-        return None
-    placed = _spread(links, size, dict.fromkeys(operands, Placement(0, 1, 1)))
-    return InferredAxis(size, _seeds(graph, size, placed), placed)
 
 
 def _only(sizes: set[int]) -> int | None:

@@ -19,29 +19,29 @@ from snnfx.passes.analysis.opkinds import is_heavy
 def find_drivers(graph: Graph, tangents: Sequence[Node]) -> list[Node]:
     """The gradients that are not tributaries of another driver, in their order.
 
-    Of two that are tributaries of each other the one that reaches more nodes drives, and of equals
-    the first.
+    Of two that are tributaries of each other the one that reaches more matrix work drives, of
+    equals in that the one that reaches more nodes, and then the first.
 
     Args:
         graph: a backward.
         tangents: its incoming gradients.
     """
     reached = _reached(graph, tangents)
-    sizes, meets, shared = [0] * len(tangents), [0] * len(tangents), [-1] * len(tangents)
-    work = [0] * len(tangents)
+    count = len(tangents)
+    sizes, work, meets, shared = [0] * count, [0] * count, [0] * count, [-1] * count
     masks: dict[int, tuple[int, int]] = {}
     for node, mask in reached.items():
-        count, heavy = masks.get(mask, (0, 0))
-        masks[mask] = count + 1, heavy + is_heavy(node)
-    for mask, (count, heavy) in masks.items():
-        for i in range(len(tangents)):
+        nodes, heavy = masks.get(mask, (0, 0))
+        masks[mask] = nodes + 1, heavy + is_heavy(node)
+    for mask, (nodes, heavy) in masks.items():
+        for i in range(count):
             if mask >> i & 1:
-                sizes[i] += count
+                sizes[i] += nodes
                 work[i] += heavy
                 meets[i] |= mask
                 shared[i] &= mask if heavy else -1
     drivers: list[int] = []
-    for i in sorted(range(len(tangents)), key=lambda i: (-work[i], -sizes[i])):
+    for i in sorted(range(count), key=lambda i: (-work[i], -sizes[i])):
         if not any((meets[i] & shared[i]) >> j & 1 for j in drivers):
             drivers.append(i)
     return [tangents[i] for i in sorted(drivers)]

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from torch.fx import Graph, Node
 
 from snnfx.passes.analysis.opkinds import is_heavy
+from snnfx.passes.fxgraph import in_order_of_need
 from snnfx.passes.rewrite.regions import ordering
 
 
@@ -38,8 +39,10 @@ def order_by_layer(graph: Graph, driving: Iterable[Node]) -> bool:
         return False
     end = graph.output_node()
     rest = [node for node in graph.nodes if node is not end]  # nobody needs these, where any is new
-    for node in _with_needs([*ordered, *end.all_input_nodes, *rest]):
-        end.prepend(node)
+    roots = [*ordered, *end.all_input_nodes, *rest]
+    for node in in_order_of_need(roots, lambda node: node.all_input_nodes):
+        if node.op != "placeholder":
+            end.prepend(node)
     graph.lint()
     return True
 
@@ -50,20 +53,3 @@ def _ranks(leads: Sequence[Node]) -> dict[Node, int]:
         before = [ranks[s] + is_heavy(s) for s in node.all_input_nodes if s in ranks]
         ranks[node] = max(before, default=0)
     return ranks
-
-
-def _with_needs(wanted: Iterable[Node]) -> list[Node]:
-    """Nodes that compute, each after what it needs that has not come before."""
-    done: dict[Node, None] = {}
-    for root in wanted:
-        stack = [root]
-        while stack:
-            node = stack[-1]
-            missing = [s for s in node.all_input_nodes if s not in done and s.op != "placeholder"]
-            if missing and node not in done:
-                stack.append(missing[0])
-                continue
-            stack.pop()
-            if node.op != "placeholder":
-                done[node] = None
-    return list(done)

@@ -4,7 +4,8 @@ A sum over the base space ends its stage: what reads it, such as the rest of a b
 backward, runs in a later region. What both regions need, such as the gradient behind a neuron, is
 stored in between, as large as an activation. Where it is made of smaller things (a pooled gradient,
 packed spikes, and what the later region reads anyway), the later region makes it again, in
-registers: less memory and less traffic.
+registers: less memory and less traffic. And what one region would write several times, it writes
+once.
 """
 
 from __future__ import annotations
@@ -61,9 +62,8 @@ def share_copies(graph: Graph, driving: Iterable[Node]) -> StagesResult:
     changed = 0
     for copy in graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default):
         source = copy.args[0]
-        if copy in results:
-            continue
-        if stages.get(source) != stages[copy] or not is_expressible(source):
+        in_one_region = stages.get(source) == stages[copy] and is_expressible(source)
+        if copy in results or not in_one_region:
             continue
         shared = first.setdefault((source, copy.kwargs.get("memory_format"), stages[copy]), copy)
         if shared is not copy:

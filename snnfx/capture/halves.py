@@ -18,6 +18,7 @@ from snnfx.passes.fxgraph import (
     copied_module,
     has_static_shape,
     is_symbol,
+    last_placeholders,
     node_value,
     output_args,
     set_value,
@@ -59,10 +60,9 @@ class Halves:
 
     def driving(self, half: GraphModule) -> list[Node]:
         """The placeholders whose dependents set the pace of a half."""
-        placeholders = half.graph.find_nodes(op="placeholder")
         if half is self.forward:
-            return placeholders
-        return find_drivers(half.graph, placeholders[len(placeholders) - self.tangents :])
+            return half.graph.find_nodes(op="placeholder")
+        return find_drivers(half.graph, last_placeholders(half.graph, self.tangents))
 
     def copy(self, *, forward: bool = True) -> Halves:
         """The same with graphs of its own, to try something on.

@@ -7,9 +7,10 @@ from dataclasses import replace
 from torch.fx import Graph, Node
 
 from snnfx.capture.allocations import step_allocations
+from snnfx.lowering.absent import may_be_absent
 from snnfx.passes.analysis.liveness import Workspace, analyse_liveness, storage_roots
 from snnfx.passes.cost.workspace import workspace_phases
-from snnfx.passes.fxgraph import has_static_shape, node_bytes, output_args, tensor_value
+from snnfx.passes.fxgraph import last_placeholders, node_bytes, output_args, tensor_value
 from snnfx.passes.plan.memory_plan import Timeline
 
 
@@ -30,9 +31,8 @@ def step_timeline(
         backward: its placeholders are the forward's saved results, then the tangents.
         num_outputs: how many results of the forward go to the caller.
         num_tangents: how many of the last placeholders of the backward are gradients that come in.
-            Of several, all but the caller's loss is taken to come from state, whose gradients are
-            made where they are first read (see `snnfx.lowering.absent`); a single one counts
-            nothing.
+            Those that may be absent (see `snnfx.lowering.absent`) are taken to be made where they
+            are first read, others count nothing.
         workspace: what operators allocate inside themselves; None leaves it out.
     """
     first = analyse_liveness(forward, workspace=workspace)
@@ -63,9 +63,8 @@ def recorded(
 
 def late_tangents(backward: Graph, count: int) -> tuple[Node, ...]:
     """The gradients that come into a backward, where it makes them at their first readers."""
-    placeholders = backward.find_nodes(op="placeholder")
-    tangents = placeholders[len(placeholders) - count :]
-    return tuple(tangents) if count > 1 and all(map(has_static_shape, tangents)) else ()
+    tangents = last_placeholders(backward, count)
+    return tuple(tangents) if may_be_absent(tangents) else ()
 
 
 def _passed_storages(

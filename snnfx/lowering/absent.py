@@ -16,7 +16,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from snnfx._torch_compat import leave_gradients_out
-from snnfx.passes.fxgraph import copied_module, has_static_shape, tensor_value
+from snnfx.passes.fxgraph import (
+    copied_module,
+    has_static_shape,
+    last_placeholders,
+    tensor_value,
+)
 
 BoxedFunction = Callable[[list[Any]], Any]
 
@@ -35,22 +40,26 @@ def zeros_if_absent(
 
 
 def may_be_absent(tangents: Sequence[Node]) -> bool:
-    """Whether a backward can make all of its incoming gradients, since their sizes are numbers."""
-    return all(tensor_value(node) is not None and has_static_shape(node) for node in tangents)
+    """Whether a backward may get only some of its gradients, and can make the others.
+
+    A single one is always there, or the backward would not run; the sizes have to be numbers.
+    """
+    return len(tangents) > 1 and all(map(has_static_shape, tangents))
 
 
 def fill_at_first_use(module: GraphModule, tangents: int) -> GraphModule:
-    """A copy of a backward that takes None for its gradients.
+    """A backward that takes None for its gradients: a copy, or the module if there are none.
 
     Args:
         module: its last `tangents` placeholders are gradients.
         tangents: how many.
     """
+    if not tangents:
+        return module
     copy = copied_module(module)
     graph = copy.graph
-    placeholders = graph.find_nodes(op="placeholder")
     order = {node: i for i, node in enumerate(graph.nodes)}
-    for tangent in placeholders[len(placeholders) - tangents :]:
+    for tangent in last_placeholders(graph, tangents):
         if tangent.users:
             readers = list(tangent.users)
             with graph.inserting_before(min(readers, key=order.__getitem__)):

@@ -16,6 +16,7 @@ from snnfx.config import Options
 from snnfx.errors import KernelError, SnnfxWarning
 from snnfx.lowering.absent import fill_at_first_use, fill_before
 from snnfx.lowering.outer import compile_outline
+from snnfx.passes.fxgraph import last_placeholders
 from snnfx.passes.plan.memory_plan import MemoryPlan
 
 BoxedFunction = Callable[[list[Any]], Any]
@@ -50,18 +51,12 @@ class Lowering:
 
     def backward(self, module: GraphModule, example_inputs: Sequence[Any]) -> BoxedFunction:
         """Compile the backward of a training step."""
-        if self._has_regions():
-            lowered = self._lowered(module, 1)
-            self._finish(lowered)
-        elif self.options.lowering == "eager":
-            lowered = module
-            self._finish(None)
-        else:
-            self._finish(None)
-            placeholders = module.graph.find_nodes(op="placeholder")
-            tangents = placeholders[len(placeholders) - self.tangents :]
+        lowered = self._lowered(module, 1) if self._has_regions() else None
+        self._finish(lowered)
+        if lowered is None and self.options.lowering == "inductor":
+            tangents = last_placeholders(module.graph, self.tangents)
             return fill_before(self._whole(module, example_inputs), tangents)
-        return boxed(fill_at_first_use(lowered, self.tangents))
+        return boxed(fill_at_first_use(lowered or module, self.tangents))
 
     def inference(self, module: GraphModule, example_inputs: Sequence[Any]) -> BoxedFunction:
         """Compile a graph without a backward: nothing is kept, so nothing is packed."""

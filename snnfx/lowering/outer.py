@@ -16,6 +16,7 @@ from snnfx.passes.analysis.liveness import last_readers, storage_roots
 from snnfx.passes.fxgraph import (
     donations_of,
     has_static_shape,
+    in_order_of_need,
     node_bytes,
     set_donations,
     set_value,
@@ -94,31 +95,14 @@ def schedule(graph: Graph, regions: Sequence[Region], driving: Iterable[Node]) -
     """Units in the order in which they run: driven ones in graph order, all else on demand."""
     unit_of: dict[Node, Unit] = {node: region for region in regions for node in region.nodes}
     leads, before = ordering(graph, driving)
-    done: set[int] = set()
-    order: list[Unit] = []
 
-    def visit(root: Node) -> None:
-        stack: list[tuple[Unit, bool]] = [(unit_of.get(root, root), False)]
-        while stack:
-            unit, ready = stack.pop()
-            if id(unit) in done:
-                continue
-            if ready:
-                done.add(id(unit))
-                order.append(unit)
-                continue
-            stack.append((unit, True))
-            nodes = unit.nodes if isinstance(unit, Region) else (unit,)
-            needed = [s for n in nodes for s in (*n.all_input_nodes, *before.get(n, ()))]
-            # The stack is last in, first out: the first need is pushed last.
-            for source in reversed(needed):
-                other = unit_of.get(source, source)
-                if other is not unit and id(other) not in done:
-                    stack.append((other, False))
+    def needs(unit: Unit) -> list[Unit]:
+        nodes = unit.nodes if isinstance(unit, Region) else (unit,)
+        needed = (s for n in nodes for s in (*n.all_input_nodes, *before.get(n, ())))
+        return [other for s in needed if (other := unit_of.get(s, s)) is not unit]
 
-    for node in (*leads, *graph.output_node().all_input_nodes):
-        visit(node)
-    return order
+    roots = (*leads, *graph.output_node().all_input_nodes)
+    return in_order_of_need((unit_of.get(node, node) for node in roots), needs)
 
 
 def _outer_graph(

@@ -6,13 +6,14 @@ Sums of whole tensors become sums by channels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from snnfx.passes.rewrite.accumulation import (
@@ -23,6 +24,7 @@ from snnfx.passes.rewrite.accumulation import (
 )
 
 aten = torch.ops.aten
+Result = TypeVar("Result")
 SPECIAL = (0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, 3.4e38, 1.5, -2.25)
 NOTHING = AccumulationResult(0, 0)
 
@@ -179,16 +181,24 @@ def test_sums_next_to_something_else_keep_their_bits(function: Callable[..., Ten
     assert_same_bits(traced(function, *slices), *slices)
 
 
-def added_up(function: Callable[..., Tensor], *args: Tensor) -> tuple[GraphModule, int]:
-    """A function whose sums over steps are additions, held to give what it gave."""
+def rewritten(
+    rewrite: Callable[[Graph], Result], function: Callable[..., Tensor], *args: Tensor
+) -> tuple[GraphModule, Result]:
+    """A function whose graph was rewritten, held to give what it gave but for rounding."""
     module = traced(function, *args)
     expected = module(*args)
-    result = add_up_stacks(module.graph)
+    result = rewrite(module.graph)
     module.graph.lint()
     module.recompile()
     found = module(*args)
-    assert found.shape == expected.shape
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    return module, result
+
+
+def added_up(function: Callable[..., Tensor], *args: Tensor) -> tuple[GraphModule, int]:
+    """A function whose sums over steps are additions, held to give what it gave."""
+    module, result = rewritten(add_up_stacks, function, *args)
     assert add_up_stacks(module.graph) == NOTHING
     if not result.changed:
         assert result == NOTHING
@@ -271,14 +281,7 @@ def test_sums_of_symbolic_sizes_stay() -> None:
 
 def summed_by_channel(function: Callable[..., Tensor], *args: Tensor) -> tuple[GraphModule, int]:
     """A function whose sums of whole tensors are sums by channels, held to give what it gave."""
-    module = traced(function, *args)
-    expected = module(*args)
-    changed = sum_by_channel(module.graph)
-    module.graph.lint()
-    module.recompile()
-    found = module(*args)
-    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    module, changed = rewritten(sum_by_channel, function, *args)
     assert sum_by_channel(module.graph) == 0
     return module, changed
 

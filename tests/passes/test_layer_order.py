@@ -9,8 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import settings
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
@@ -23,7 +22,7 @@ from snnfx.passes.rewrite.layer_order import order_by_layer
 from tests.backend.harness import Training, compare, ignore_dynamo_warnings
 from tests.capture.planned import halves_of, run_halves
 from tests.passes.region_graphs import HandMade
-from tests.passes.test_regions import Growing
+from tests.passes.test_regions import Growing, graphs, grown
 
 pytestmark = ignore_dynamo_warnings
 
@@ -36,13 +35,6 @@ class Determined(Growing):
 
     def _random(self) -> None:
         self._product()
-
-
-def grown(seed: int, operators: int) -> Determined:
-    growing = Determined(random.Random(seed))
-    for _ in range(operators):
-        growing.grow()
-    return growing
 
 
 def computing(graph: Graph) -> list[Node]:
@@ -67,13 +59,10 @@ def layers(nodes: Sequence[Node]) -> list[int]:
     return [layer(node) for node in nodes]
 
 
-graphs = given(seed=st.integers(0, 10**6), operators=st.integers(4, 40))
-
-
 @graphs
 @settings(max_examples=60)
 def test_the_same_nodes_run_in_another_order_with_the_same_bits(seed: int, operators: int) -> None:
-    growing = grown(seed, operators)
+    growing = grown(seed, operators, Determined)
     module = growing.finish()
     late = random.Random(seed)
     for node in computing(module.graph):
@@ -94,7 +83,7 @@ def test_the_same_nodes_run_in_another_order_with_the_same_bits(seed: int, opera
 @graphs
 @settings(max_examples=60)
 def test_no_layer_runs_before_a_lower_one(seed: int, operators: int) -> None:
-    growing = grown(seed, operators)
+    growing = grown(seed, operators, Determined)
     graph = growing.finish().graph
     before = driven_by(graph, growing.tangents)
     changed = order_by_layer(graph, growing.tangents)
@@ -112,7 +101,7 @@ def test_no_layer_runs_before_a_lower_one(seed: int, operators: int) -> None:
 @graphs
 @settings(max_examples=60)
 def test_all_else_runs_right_before_its_first_reader(seed: int, operators: int) -> None:
-    growing = grown(seed, operators)
+    growing = grown(seed, operators, Determined)
     graph = growing.finish().graph
     if not order_by_layer(graph, growing.tangents):
         return
@@ -127,7 +116,7 @@ def test_all_else_runs_right_before_its_first_reader(seed: int, operators: int) 
 def test_random_graphs_do_change() -> None:
     changed = 0
     for seed in range(40):
-        growing = grown(seed, 30)
+        growing = grown(seed, 30, Determined)
         changed += order_by_layer(growing.finish().graph, growing.tangents)
     assert 10 < changed < 40
 

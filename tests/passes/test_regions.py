@@ -124,8 +124,8 @@ class Growing:
         return self.net.finish(*unused, self.choose.choice(sources))
 
 
-def grown(seed: int, operators: int) -> Growing:
-    growing = Growing(random.Random(seed))
+def grown(seed: int, operators: int, kind: type[Growing] = Growing) -> Growing:
+    growing = kind(random.Random(seed))
     for _ in range(operators):
         growing.grow()
     return growing
