@@ -48,7 +48,7 @@ def train(name: str, lowering: str, **options: object) -> tuple[dict[str, float]
 
 @pytest.mark.parametrize(
     ("name", "lowering"),
-    [("attention", "eager"), ("vgg8", "inductor")],
+    [("attention", "eager"), ("vgg8", "inductor"), ("a loop over time", "inductor")],
 )
 def test_training_in_tiles_gives_the_plain_models_gradients_and_statistics(
     name: str, lowering: str

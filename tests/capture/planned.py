@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnfx.capture import pipeline
@@ -16,11 +17,12 @@ from snnfx.capture.halves import Halves
 from snnfx.capture.offline import Capture, _copied, capture
 from snnfx.capture.planning import plan_levels
 from snnfx.config import Options
+from snnfx.neurons import LIFNode
 from snnfx.passes.plan.memory_plan import MemoryPlan
 
 import examples.models
 from tests.backend import nets
-from tests.models import NETS
+from tests.models import NETS, Workload
 
 LOWERINGS = ("eager", "inductor")
 BATCH = 4
@@ -52,7 +54,41 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 OTHERS = ("spiking_mlp", "hand_written")
 """Of `tests.models.NETS`."""
 NAMES = (*MODELS, *OTHERS)
-LARGER = {"vgg8": lambda: examples.models.build("vgg8", width=0.125, size=32, steps=4, batch=BATCH)}
+
+
+class Stepwise(nn.Module):
+    """Its layers are called once a time step, on images that it pools to half their size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(before, after, 3, padding=1), LIFNode(step_mode="s"))
+            for before, after in ((3, 16), (16, 16), (16, 8))
+        )
+        self.readout = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, N, 3, H, W]` to `[N, 4]`."""
+        for layer in self.layers:
+            layer[1].reset()  # type: ignore[index]
+        total = x.new_zeros(())
+        for spikes in x:
+            for index, layer in enumerate(self.layers):
+                spikes = F.avg_pool2d(spikes, 2) if index == 2 else spikes
+                spikes = layer(3 * spikes)
+            total = total + self.readout(spikes.mean((2, 3)))
+        return total
+
+
+def stepwise() -> Workload:
+    model, x = Stepwise(), torch.randn(4, BATCH, 3, 16, 16)
+    return Workload(model, (x,), torch.sum, (), lambda: None)
+
+
+LARGER: dict[str, Callable[[], Workload]] = {
+    "vgg8": lambda: examples.models.build("vgg8", width=0.125, size=32, steps=4, batch=BATCH),
+    "a loop over time": stepwise,
+}
 """Whose first layers are so much larger than the others that tiles are what lowers the peak."""
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from snnfx.capture.planning import TERMS, _is_better
 from snnfx.errors import BudgetError
 
 from tests.backend.harness import ignore_dynamo_warnings
-from tests.capture.planned import LOWERINGS, NAMES, build, captured, planned
+from tests.capture.planned import BATCH, LOWERINGS, NAMES, build, captured, planned
 
 pytestmark = ignore_dynamo_warnings
 
@@ -92,7 +94,12 @@ def test_a_split_keeps_the_value_between_two_weights() -> None:
 
 @pytest.mark.parametrize(
     ("name", "lowering"),
-    [("no norm", "eager"), ("attention", "eager"), ("vgg8", "inductor")],
+    [
+        ("no norm", "eager"),
+        ("attention", "eager"),
+        ("vgg8", "inductor"),
+        ("a loop over time", "inductor"),
+    ],
 )
 def test_tiles_lower_the_peak_for_time(name: str, lowering: str) -> None:
     before, after = (planned(name, lowering, level=level, prefer="memory") for level in (2, 3))
@@ -101,6 +108,33 @@ def test_tiles_lower_the_peak_for_time(name: str, lowering: str) -> None:
     assert all("tiles along the batch of 4" in d.reason for d in tiles)
     assert after.predicted_peak_bytes < 0.96 * before.predicted_peak_bytes
     assert after.predicted_seconds > before.predicted_seconds
+
+
+def test_a_layer_that_a_loop_calls_runs_in_tiles_with_all_its_time_steps_together() -> None:
+    plan = planned("a loop over time", "inductor", level=3, prefer="memory")
+    assert [d.kind for d in plan.decisions] == ["schedule", "tile"]
+    assert [s.tiles for s in plan.segments if s.tiles > 1] == [BATCH] * 4  # a segment a step
+
+
+@pytest.mark.parametrize(
+    ("prefer", "peak", "seconds", "better"),
+    [
+        ("balanced", 70, 1.09, True),  # 30% less memory pays for 10% more time
+        ("balanced", 70, 1.11, False),
+        ("balanced", 96, 1.01, False),  # less than a twentieth
+        ("balanced", 98, 1.0, True),  # for nothing
+        ("balanced", 100, 0.5, False),
+        ("memory", 98, 1.9, True),
+        ("memory", 99.5, 1.01, False),
+        ("speed", 10, 1.01, False),
+    ],
+)
+def test_a_lower_peak_may_cost_what_the_preference_pays(
+    prefer: str, peak: float, seconds: float, better: bool
+) -> None:
+    before = SimpleNamespace(peak_bytes=100, schedule=SimpleNamespace(seconds=1.0))
+    after = SimpleNamespace(timeline=SimpleNamespace(peak_bytes=peak), seconds=seconds)
+    assert _is_better(before, after, TERMS[prefer]) == better
 
 
 @both_lowerings
