@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from snnfx.passes.analysis.axis_inference import infer_axes
 from snnfx.passes.analysis.opkinds import is_heavy
 from snnfx.passes.analysis.placement import Placement
 from snnfx.passes.cost.roofline import device_of, node_seconds
-from snnfx.passes.fxgraph import dependents, is_getitem, producer, tensor_value
+from snnfx.passes.fxgraph import dependents, is_getitem, producer
 from snnfx.passes.rewrite.tiles import TilesResult, run_in_tiles
 
 aten = torch.ops.aten
@@ -73,43 +73,19 @@ def parts_at_peak(halves: Halves, schedule: Schedule) -> list[Part]:
     graph = halves.backward.graph
     driven = dependents(graph, halves.driving(halves.backward))
     device = device_of(graph)
-    weights = [
-        node
-        for node in graph.nodes
-        if node.name in halves.origins and is_heavy(producer(node)) and not is_getitem(node)
-    ]
-    segments = {node: _segment(graph, [node], driven) for node in weights}
-    at_peak = {n: part for n, part in segments.items() if not running.isdisjoint(part)}
-    found: list[Part] = []
-    for starts in _layers(at_peak):
-        part = at_peak[starts[0]] if len(starts) == 1 else _segment(graph, starts, driven)
-        again = (n for n in part if is_heavy(n) and n not in driven)
-        rounds = any(n.target in MEETINGS for n in part)
-        extra = sum(node_seconds(n, device) for n in again) if rounds else 0.0
-        names = tuple(n.name for n in graph.nodes if n in part)
-        found.append(Part(starts[0].name, names, extra))
-    return sorted(found, key=lambda part: len(part.nodes))
-
-
-def _layers(segments: Mapping[Node, set[Node]]) -> list[list[Node]]:
-    """The weights that start segments, those of one layer at several time steps together.
-
-    A loop over time calls a layer for each step, and its neuron ties the steps' segments together.
-    """
-    layers: list[tuple[list[Node], set[Node]]] = []
-    for node, part in segments.items():
-        layer = next((at for at in layers if _is_alike(at[0][0], node) and at[1] & part), None)
-        if layer is None:
-            layers.append(([node], set(part)))
-        else:
-            layer[0].append(node)
-            layer[1].update(part)
-    return [starts for starts, _ in layers]
-
-
-def _is_alike(first: Node, second: Node) -> bool:
-    a, b = tensor_value(first), tensor_value(second)
-    return first.target is second.target and a is not None and b is not None and a.shape == b.shape
+    found: dict[frozenset[Node], Part] = {}
+    for node in graph.nodes:
+        if node.name not in halves.origins or not is_heavy(producer(node)) or is_getitem(node):
+            continue
+        part = frozenset(_segment(graph, node, driven))
+        # A loop over time calls a layer for each step, and all of its weights start one segment.
+        if not running.isdisjoint(part) and part not in found:
+            again = (n for n in part if is_heavy(n) and n not in driven)
+            rounds = any(n.target in MEETINGS for n in part)
+            extra = sum(node_seconds(n, device) for n in again) if rounds else 0.0
+            names = tuple(n.name for n in graph.nodes if n in part)
+            found[part] = Part(node.name, names, extra)
+    return sorted(found.values(), key=lambda part: len(part.nodes))
 
 
 def _nodes_at_peak(halves: Halves, schedule: Schedule) -> set[Node]:
@@ -127,16 +103,16 @@ def _nodes_at_peak(halves: Halves, schedule: Schedule) -> set[Node]:
     return {node for node in halves.backward.graph.nodes if node.name == name}
 
 
-def _segment(graph: Graph, starts: Iterable[Node], driven: frozenset[Node]) -> set[Node]:
-    """The backward of one layer: from its recomputed weights to the gradients that it gives."""
+def _segment(graph: Graph, start: Node, driven: frozenset[Node]) -> set[Node]:
+    """The backward of one layer: from its recomputed weight to the gradients that it gives."""
     part: set[Node] = set()
-    stack = list(starts)
+    stack = [start]
     while stack:
         node = stack.pop()
         if node in part or node.op != "call_function":
             continue
         part.add(node)
-        ends = is_heavy(producer(node)) and node in driven
+        ends = node is not start and is_heavy(producer(node)) and node in driven
         stack.extend(u for u in node.users if not ends or is_getitem(u))
     for node in reversed(graph.nodes):
         pulled = node.op == "call_function" and node.users and part.issuperset(node.users)
