@@ -73,7 +73,7 @@ def of_types(make: Callable[[], Workload], *types: type[nn.Module]) -> Callable[
 
 
 def linear_layers(drop: float = 0.0) -> Workload:
-    """Layers that can run in chunks, T=6, N=8, in double precision."""
+    """Layers that can run in chunks, T=6, N=32, in double precision."""
     torch.manual_seed(0)
     sizes = (8, 32, 16)
     nodes = (LIFNode(decay_input=False, step_mode="m"), IFNode(step_mode="m"))
@@ -82,7 +82,7 @@ def linear_layers(drop: float = 0.0) -> Workload:
         for a, b, node in zip(sizes[:-1], sizes[1:], nodes, strict=True)
     ]
     model = nn.Sequential(*layers, nn.Linear(16, 3)).double()
-    return workload(model, torch.rand(6, 8, 8, dtype=torch.float64), LinearLayer)
+    return workload(model, torch.rand(6, 32, 8, dtype=torch.float64), LinearLayer)
 
 
 class JellyLayer(nn.Module):
